@@ -1,0 +1,1 @@
+"""The router's own behaviour where it is open to plugins, as plugins."""

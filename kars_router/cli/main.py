@@ -1,0 +1,108 @@
+"""The `kars` command: finds the subcommand, imports its module and turns errors into exit codes.
+
+Owns the list of commands. Imports nothing of the router itself, so that `kars --help` is quick:
+a command's module is imported when that command is used, and the list has its own summaries.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import sys
+from collections.abc import Sequence
+
+import click
+
+from kars_router._version import __version__
+from kars_router.cli.errors import Boundary
+
+# Each is `kars_router.cli.NAME`, with a click command named `command`.
+COMMANDS = {
+    "run": "Run the router.",
+    "check": "Validate a configuration, and say every mistake in it.",
+    "demo": "Show live how a session is lost without the router and kept with it.",
+    "plugins": "List the plugins, their hooks and their order.",
+    "sessions": "List the sessions of a running router.",
+    "top": "Watch the sessions of a running router.",
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        args: the words after `kars`; those of this process if None.
+
+    Returns:
+        The exit code: 0 fine, 1 a negative finding, 2 wrong usage, 3 not to be determined, 130
+        interrupted.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal without Unicode gets escapes, not an error halfway through.
+            stream.reconfigure(errors="backslashreplace")
+    boundary = Boundary()
+    with boundary:
+        status = kars.main(args, prog_name="kars", standalone_mode=False, obj=boundary)
+        boundary.status = status if isinstance(status, int) else 0
+        if sys.stdout is not None:  # `>&-` leaves none
+            sys.stdout.flush()
+    return boundary.status
+
+
+def _note_debug(context: click.Context, _: click.Parameter, value: object) -> None:
+    boundary = context.find_object(Boundary)
+    if value and boundary is not None:
+        boundary.debug = True
+
+
+def _debug_option() -> click.Option:
+    return click.Option(
+        ["--debug"],
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_note_debug,
+        help="Show tracebacks of errors.",
+    )
+
+
+class _Commands(click.Group):
+    """A group that imports a command's module when the command is used."""
+
+    # The contexts below are click's to pass and not needed here.
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(
+        self,
+        ctx: click.Context,  # noqa: ARG002
+        cmd_name: str,
+    ) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"kars_router.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        if not any(option.name == "debug" for option in command.params):
+            # Whoever reads "use --debug" adds it at the end.
+            command.params.append(_debug_option())
+        return command
+
+    def format_commands(
+        self,
+        ctx: click.Context,  # noqa: ARG002
+        formatter: click.HelpFormatter,
+    ) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=_Commands,
+    params=[_debug_option()],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="kars", message="%(prog)s %(version)s")
+def kars() -> None:
+    """A router that keeps stateful MCP servers alive for the agent in the same pod."""

@@ -1,0 +1,55 @@
+"""`kars run`: the router in the foreground, until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import click
+import trio
+
+from kars_router.config.load import default_path, load
+from kars_router.config.schema import Config
+from kars_router.reload import watch
+from kars_router.service import open_router
+from kars_router.telemetry import configure_logging, log
+
+
+@click.command("run")
+@click.option(
+    "-c", "--config", "file", type=click.Path(path_type=Path),
+    help="The configuration; without it $KARS_CONFIG or ./kars.yaml.",
+)
+@click.option(
+    "--upstream", "upstreams", multiple=True, metavar="NAME=URL",
+    help="A server with all of its tools; may be repeated, and is enough without a file.",
+)
+@click.option("--listen", metavar="HOST:PORT", help="Where agents are served.")
+@click.option("--admin", metavar="HOST:PORT", help="Where health, metrics and status are served.")
+def command(
+    *, file: Path | None, upstreams: tuple[str, ...], listen: str | None, admin: str | None
+) -> None:
+    """Run the router.
+
+    SIGTERM and SIGINT end it in order: no new calls, calls in flight finish within shutdownGrace,
+    upstream sessions are deleted.
+    """
+    path = file if file is not None else default_path(os.environ)
+    overrides = {k: v for k, v in (("listen", listen), ("admin", admin)) if v is not None}
+    config = load(path, upstreams=upstreams, overrides=overrides, environ=os.environ)
+    configure_logging(level=config.log.level.value, style=config.log.format.value)
+    trio.run(_run, config, path, upstreams, overrides)
+
+
+async def _run(
+    config: Config, path: Path | None, upstreams: tuple[str, ...], overrides: dict[str, str]
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with open_router(config) as router, trio.open_nursery() as nursery:
+            if path is not None and config.reload:
+                nursery.start_soon(watch, router, path, upstreams, overrides)
+            async for number in signals:
+                log().info("signal", name=signal.Signals(number).name)
+                nursery.cancel_scope.cancel()
+                break

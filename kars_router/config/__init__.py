@@ -1,0 +1,7 @@
+"""Configuration: one schema for `kars.yaml` and for the custom resources.
+
+Reading order: `schema` (what there is), `units`, `addresses`, `headers` and `globs` (what a
+value may look like), `rules` (which keys go together), `converter` (plain data to values and
+back), `document` (text to plain data), `load` (files, flags and environment to a `Config`).
+Knows nothing of sessions, transports or listeners.
+"""

@@ -1,0 +1,229 @@
+"""Plain data to configuration values and back: the only place that knows cattrs.
+
+Owns one converter. It replaces cattrs' generated hooks for classes, so that problems come in the
+order of the file, every mistake is found in one pass and the rules that span keys run even when
+one of the keys is wrong; cattrs does the dispatch by type, in both directions. Knows no files, no
+environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from operator import eq
+from typing import Any, TypeVar, cast, get_args, get_origin
+
+import attrs
+from cattrs import Converter
+
+from kars_router.config.addresses import Address
+from kars_router.config.frozenmap import FrozenMap
+from kars_router.config.problems import (
+    InvalidConfigError,
+    InvalidError,
+    Key,
+    Problem,
+    in_file_order,
+    invalid,
+    show,
+    suggest,
+)
+from kars_router.config.rules import RULES
+from kars_router.config.schema import Config, HeaderName, Server
+from kars_router.config.values import HOOKS, MARK_HOOKS, MARK_PLAIN, PLAIN, Hook, string_pairs
+
+T = TypeVar("T")
+
+
+def structure_config(raw: object) -> Config:
+    """Structures a whole document.
+
+    Args:
+        raw: plain data, as YAML or JSON give it.
+
+    Raises:
+        InvalidError: with every problem, in the order of the data.
+    """
+    return _structure(raw, Config)
+
+
+def structure_server(raw: object, path: Sequence[Key] = (), source: str = "") -> Server:
+    """Structures one server entry or one `McpServer.spec`.
+
+    Args:
+        raw: plain data.
+        path: where the entry stands, to be put before the path of every problem.
+        source: the file or resource that is named with the problems.
+
+    Raises:
+        InvalidConfigError: with every problem.
+    """
+    try:
+        return _structure(raw, Server)
+    except InvalidError as error:
+        found = (problem.under(*path) for problem in error.problems)
+        raise InvalidConfigError(found, source) from None
+
+
+def to_plain(config: Config | Server) -> dict[str, object]:
+    """A configuration as plain data for people: every key, defaults included.
+
+    Values of `headers` and `env` and queries of URLs are hidden, since they may be secrets; all
+    else, when structured again, gives an equal configuration.
+    """
+    plain: dict[str, object] = _CONVERTER.unstructure(config)
+    return plain
+
+
+def key_of(attribute: str) -> str:
+    """The key of the file for an attribute: `allowed_tools` gives `allowedTools`."""
+    head, *rest = attribute.split("_")
+    return head + "".join(word.capitalize() for word in rest)
+
+
+def _structure(raw: object, cls: type[T]) -> T:
+    try:
+        return _CONVERTER.structure(raw, cls)
+    except InvalidError as error:
+        raise InvalidError(in_file_order(error.problems, raw)) from None
+
+
+def _fields(cls: type[Any]) -> dict[str, attrs.Attribute[Any]]:
+    # Resolved annotations keep their marks: `Annotated` is an extra.
+    return {key_of(each.name): each for each in attrs.fields(attrs.resolve_types(cls))}
+
+
+def _class_hook(cls: type[Any]) -> Hook:
+    fields = _fields(cls)
+    rules = RULES.get(cls)
+
+    def structure(raw: object, _: Any) -> Any:
+        read: dict[str, Any] = {}
+        given: set[str] = set()
+        problems: list[Problem] = []
+        for key, value in string_pairs(raw, problems):
+            each = fields.get(key)
+            if each is None:
+                problems.append(Problem((key,), f"is not a known key{suggest(key, fields)}"))
+                continue
+            # As in Kubernetes, null is "not given", unless it means something of its own.
+            if value is None and type(None) not in get_args(each.type):
+                continue
+            try:
+                read[each.name] = _CONVERTER.structure(value, cast(Any, each.type))
+            except InvalidError as error:
+                problems.extend(problem.under(key) for problem in error.problems)
+            if each.name not in read or read[each.name] != each.default:
+                given.add(each.name)
+        if rules is not None:
+            problems.extend(Problem((key,), message) for key, message in rules(read, given))
+        if problems:
+            raise InvalidError(problems)
+        return cls(**read)
+
+    return structure
+
+
+def _map_hook(type_: Any) -> Hook:
+    key_type, value_type = get_args(type_)
+
+    def structure(raw: object, _: Any) -> FrozenMap[str, Any]:
+        problems: list[Problem] = []
+        items: dict[str, Any] = {}
+        for key, value in string_pairs(raw, problems):
+            for each, typed in ((key, key_type), (value, value_type)):
+                try:
+                    items[key] = _CONVERTER.structure(each, typed)
+                except InvalidError as error:
+                    problems.extend(problem.under(key) for problem in error.problems)
+        if key_type is HeaderName:
+            problems.extend(_same_but_for_case(items))
+        if problems:
+            raise InvalidError(problems)
+        return FrozenMap(items)
+
+    return structure
+
+
+def _same_but_for_case(names: Iterable[str]) -> Iterable[Problem]:
+    seen: dict[str, str] = {}
+    for name in names:
+        first = seen.setdefault(name.lower(), name)
+        if first != name:
+            yield Problem((name,), f"is given twice, as {first!r} too: case does not matter here")
+
+
+def _tuple_hook(type_: Any) -> Hook:
+    item_type = get_args(type_)[0]
+
+    def structure(raw: object, _: Any) -> tuple[Any, ...]:
+        if not isinstance(raw, list | tuple):
+            raise invalid(f"must be a list, not {show(raw)}")
+        problems: list[Problem] = []
+        items = []
+        for index, value in enumerate(raw):
+            try:
+                items.append(_CONVERTER.structure(value, item_type))
+            except InvalidError as error:
+                problems.extend(problem.under(index) for problem in error.problems)
+        if problems:
+            raise InvalidError(problems)
+        return tuple(items)
+
+    return structure
+
+
+def _class_plain(cls: type[Any]) -> Any:
+    fields = _fields(cls)
+    return lambda value: {
+        key: _CONVERTER.unstructure(getattr(value, each.name), unstructure_as=each.type)
+        for key, each in fields.items()
+    }
+
+
+def _map_plain(type_: Any) -> Any:
+    value_type = get_args(type_)[1]
+    return lambda value: {
+        key: _CONVERTER.unstructure(each, unstructure_as=value_type) for key, each in value.items()
+    }
+
+
+def _tuple_plain(type_: Any) -> Any:
+    item_type = get_args(type_)[0]
+    return lambda value: [_CONVERTER.unstructure(each, unstructure_as=item_type) for each in value]
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and attrs.has(kind) and kind is not Address
+
+
+def _is_map(kind: Any) -> bool:
+    return get_origin(kind) is FrozenMap
+
+
+def _is_tuple(kind: Any) -> bool:
+    return get_origin(kind) is tuple
+
+
+def _make_converter() -> Converter:
+    # Without "detailed validation" an exception of ours comes through as it is.
+    made = Converter(detailed_validation=False)
+    for shape, hook_for, plain_for in (
+        (_is_section, _class_hook, _class_plain),
+        (_is_map, _map_hook, _map_plain),
+        (_is_tuple, _tuple_hook, _tuple_plain),
+    ):
+        made.register_structure_hook_factory(shape, hook_for)
+        made.register_unstructure_hook_factory(shape, plain_for)
+    for kind, hook in HOOKS:
+        made.register_structure_hook(kind, hook)
+    for kind, plain in PLAIN:
+        made.register_unstructure_hook(kind, plain)
+    for mark, hook in MARK_HOOKS:
+        made.register_structure_hook_func(partial(eq, mark), hook)
+    for mark, plain in MARK_PLAIN:
+        made.register_unstructure_hook_func(partial(eq, mark), plain)
+    return made
+
+
+_CONVERTER = _make_converter()

@@ -1,0 +1,176 @@
+"""Text to plain data: YAML 1.2 (and so JSON), read without trusting it.
+
+Owns the limits on size, depth and alias expansion, and the detection of doubled keys. Uses
+ruamel.yaml up to its node graph only, and builds the data itself: no tag can make an object, and
+an alias that is expanded a billion times stops at a count (`LARGEST`). Knows no schema.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, cast
+
+from attrs import define, field
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLStreamError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
+
+from kars_router.config.problems import Path, Problem, invalid
+
+LONGEST = 1 << 20  # bytes; also the limit on a Kubernetes ConfigMap
+LARGEST = 50_000  # values, every use of an alias counted
+DEEPEST = 64
+
+_CORE = "tag:yaml.org,2002:"
+_NUMBER_PREFIXES = {"0x": 16, "0o": 8, "0b": 2}
+# What YAML 1.2 allows in a stream (section 5.1), less what no configuration needs.
+_FORBIDDEN = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def decode(data: bytes) -> str:
+    """Decodes a file.
+
+    Raises:
+        InvalidError: if it is too long or no UTF-8 text; a byte order mark is dropped.
+    """
+    if len(data) > LONGEST:
+        raise invalid(f"is longer than {LONGEST >> 20} MiB")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise invalid(f"is not UTF-8 text: byte {error.start} is wrong") from None
+
+
+def parse_document(text: str) -> tuple[object, list[Problem]]:
+    """Reads one document.
+
+    Args:
+        text: YAML or JSON.
+
+    Returns:
+        Plain data (None for an empty text), and what is wrong in it that the data cannot show,
+        such as doubled keys; of those the first is kept.
+
+    Raises:
+        InvalidError: with one problem if the text cannot be read at all.
+    """
+    node = _compose(text)
+    if node is None:
+        return None, []
+    builder = _Builder()
+    return builder.build(node, ()), builder.problems
+
+
+def _compose(text: str) -> Node | None:
+    strange = _FORBIDDEN.search(text)
+    if strange:
+        raise invalid(f"{_place(text, strange.start())}: holds the character {strange[0]!a}")
+    try:
+        return cast("Node | None", YAML(typ="safe", pure=True).compose(text))
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        what = error.problem or error.context or "is not YAML"
+        raise invalid(f"{where}{' '.join(str(what).split())}") from None
+    except ReaderError as error:
+        raise invalid(f"{_place(text, error.position)}: holds a forbidden character") from None
+    except RecursionError:
+        raise invalid(f"is nested more than {DEEPEST} deep") from None
+    except (YAMLError, YAMLStreamError, ValueError, OverflowError):
+        # The parser lets a few errors of Python through, such as for an escape beyond Unicode.
+        raise invalid("is not YAML") from None
+
+
+def _place(text: str, position: int) -> str:
+    before = text[:position]
+    column = position - (before.rfind("\n") + 1) + 1
+    return f"line {before.count(chr(10)) + 1}, column {column}"
+
+
+@define
+class _Builder:
+    """Builds plain data from nodes, within the limits."""
+
+    problems: list[Problem] = field(factory=list)
+    _count: int = 0
+
+    def build(self, node: Node, keys: Path) -> Any:
+        self._count += 1
+        if self._count > LARGEST:
+            raise invalid(f"holds more than {LARGEST} values, counting every use of an alias")
+        if len(keys) >= DEEPEST and not isinstance(node, ScalarNode):
+            raise invalid(f"is nested more than {DEEPEST} deep, or an alias stands within itself")
+        if isinstance(node, MappingNode) and node.tag == f"{_CORE}map":
+            return self._mapping(node, keys)
+        if isinstance(node, SequenceNode) and node.tag == f"{_CORE}seq":
+            return [self.build(each, (*keys, index)) for index, each in enumerate(node.value)]
+        if isinstance(node, ScalarNode):
+            kind = str(node.tag).removeprefix(_CORE)
+            try:
+                return _scalar(kind, node.value)
+            except ValueError:
+                self.problems.append(Problem(keys, f"cannot be read as {kind!r}: {_line(node)}"))
+                return None
+        self.problems.append(Problem(keys, f"has a tag that is not known here: {_line(node)}"))
+        return None
+
+    def _mapping(self, node: MappingNode, keys: Path) -> dict[Any, Any]:
+        built: dict[Any, Any] = {}
+        lines: dict[Any, str] = {}
+        merged: list[Node] = []
+        for key_node, value_node in node.value:
+            if key_node.tag == f"{_CORE}merge":
+                merged.append(value_node)
+                continue
+            key = self.build(key_node, keys)
+            if isinstance(key, dict | list):
+                complaint = f"has a key that is no string: {_line(key_node)}"
+                self.problems.append(Problem(keys, complaint))
+                continue
+            value = self.build(value_node, (*keys, str(key)))
+            if key in built:
+                message = f"is given twice, on {lines[key]} and {_line(key_node)}; keep one"
+                self.problems.append(Problem((*keys, str(key)), message))
+            else:
+                built[key], lines[key] = value, _line(key_node)
+        for each in merged:
+            self._merge(built, each, keys)
+        return built
+
+    def _merge(self, built: dict[Any, Any], node: Node, keys: Path) -> None:
+        parts = self.build(node, keys)
+        for part in parts if isinstance(parts, list) else [parts]:
+            if not isinstance(part, dict):
+                self.problems.append(Problem(keys, f"merges what is no mapping: {_line(node)}"))
+                continue
+            for key, value in part.items():
+                built.setdefault(key, value)
+
+
+def _line(node: Node) -> str:
+    return f"line {node.start_mark.line + 1}"
+
+
+def _scalar(kind: str, text: str) -> object:
+    """Gives the value of a scalar whose kind the resolver has settled (YAML 1.2, chapter 10)."""
+    if kind == "null":
+        return None
+    if kind == "bool":
+        return text.lower() in ("true", "yes", "on", "y")
+    digits = text.replace("_", "").lower()
+    if kind == "int":
+        return _integer(digits)
+    if kind == "float":
+        return float(digits.replace(".inf", "inf").replace(".nan", "nan"))
+    if kind in ("str", "timestamp", "value", "merge"):
+        # JSON writes characters beyond the first plane as two escapes; YAML leaves them apart.
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    raise ValueError(kind)
+
+
+def _integer(digits: str) -> int:
+    sign = -1 if digits.startswith("-") else 1
+    digits = digits.lstrip("+-")
+    base = _NUMBER_PREFIXES.get(digits[:2])
+    return sign * (int(digits[2:], base) if base else int(digits))

@@ -1,0 +1,107 @@
+"""What a configuration names outside itself: variables, certificate files, directories.
+
+Owns what relative paths are relative to. The environment is passed in; files are read, so this
+blocks.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from attrs import evolve
+
+from kars_router.config.frozenmap import FrozenMap
+from kars_router.config.problems import Problem, show
+from kars_router.config.schema import Config, Server
+from kars_router.config.values import ENV_NAME
+
+
+def outside_problems(
+    document: Mapping[object, object], base: Path, environ: Mapping[str, str] | None
+) -> Iterator[Problem]:
+    """Looks up the variables and certificate files that servers name.
+
+    Args:
+        document: plain data, not yet structured, so that this adds to all other problems.
+        base: the directory that relative paths start from.
+        environ: the environment; None looks nothing up.
+    """
+    servers = document.get("servers")
+    if environ is None or not isinstance(servers, Mapping):
+        return
+    for name, server in servers.items():
+        if not isinstance(name, str) or not isinstance(server, Mapping):
+            continue
+        variable, authorities = server.get("bearerFromEnv"), server.get("caFile")
+        if isinstance(variable, str) and ENV_NAME.match(variable):
+            complaint = _check_token(variable, environ.get(variable))
+            if complaint:
+                yield Problem(("servers", name, "bearerFromEnv"), complaint)
+        if isinstance(authorities, str) and authorities.isprintable() and authorities:
+            complaint = _check_authorities(_absolute(Path(authorities), base, environ))
+            if complaint:
+                yield Problem(("servers", name, "caFile"), complaint)
+
+
+def _check_token(variable: str, token: str | None) -> str | None:
+    # Only what looks like a variable is repeated: people paste tokens here.
+    named = f"the variable {variable}" if variable.isupper() else "the variable that it names"
+    if token is None:
+        return f"{named} is not set"
+    if not token.strip():
+        return f"{named} is empty"
+    if not re.match(r"[!-~]+\Z", token.strip()):
+        return f"{named} holds characters that no token has (white space or non-ASCII)"
+    return None
+
+
+def _check_authorities(path: Path) -> str | None:
+    try:
+        # A directory or a file without certificates is refused as well.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
+    except ssl.SSLError:
+        return f"{show(str(path))} holds no certificates in PEM form"
+    except (OSError, ValueError) as error:
+        return f"{show(str(path))} cannot be read: {getattr(error, 'strerror', None) or 'bad name'}"
+    return None
+
+
+def with_places(config: Config, base: Path, environ: Mapping[str, str] | None) -> Config:
+    """The configuration with absolute paths and, if `environ` says where, a state directory.
+
+    Args:
+        config: as structured.
+        base: the directory that the file's relative paths start from.
+        environ: for `HOME` and `KARS_STATE_DIR`.
+    """
+
+    def place(path: Path | None) -> Path | None:
+        return path and _absolute(path, base, environ)
+
+    servers: dict[str, Server] = {
+        name: evolve(
+            server,
+            ca_file=place(server.ca_file),
+            bearer_from_file=place(server.bearer_from_file),
+        )
+        for name, server in config.servers.items()
+    }
+    state = place(config.state) or _default_state(environ or {})
+    return evolve(config, servers=FrozenMap(servers), state=state)
+
+
+def _absolute(path: Path, base: Path, environ: Mapping[str, str] | None) -> Path:
+    home = (environ or {}).get("HOME")
+    if home and path.parts[:1] == ("~",):
+        return Path(home, *path.parts[1:])
+    return Path(os.path.normpath(base / path))
+
+
+def _default_state(environ: Mapping[str, str]) -> Path | None:
+    if environ.get("KARS_STATE_DIR"):
+        return Path.cwd() / environ["KARS_STATE_DIR"]
+    return Path(environ["HOME"], ".kars") if environ.get("HOME") else None

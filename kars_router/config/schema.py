@@ -1,0 +1,237 @@
+"""Every setting there is, as frozen values that can be compared and hashed.
+
+Owns names, types and defaults. The keys of the file are these names in camelCase (`allowed_tools`
+is `allowedTools`). Knows neither YAML nor converters: the `Annotated` marks only say how a plain
+value is to be read. Durations are seconds; sizes are bytes. `docs/configuration.md` says the same
+for those who write the file.
+"""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated, Any
+
+from attrs import field, frozen
+
+from kars_router.config.addresses import Address, hide_query
+from kars_router.config.frozenmap import FrozenMap
+
+# How a plain value is read; `converter` holds one hook for each.
+Duration = Annotated[float, "duration"]
+Size = Annotated[int, "size"]
+Count = Annotated[int, "count"]
+Name = Annotated[str, "name"]
+ServerKey = Annotated[str, "server name"]
+Glob = Annotated[str, "glob"]
+Url = Annotated[str, "url"]
+EnvName = Annotated[str, "environment variable"]
+HeaderName = Annotated[str, "header name"]
+HeaderValue = Annotated[str, "header value"]
+Secret = Annotated[str, "secret"]
+Host = Annotated[str, "host"]
+Origin = Annotated[str, "origin"]
+Command = Annotated[tuple[str, ...], "command"]
+Json = Annotated[object, "json"]
+
+_NOTHING: FrozenMap[Any, Any] = FrozenMap()
+_AGENTS_HERE = Address("127.0.0.1", 8443)
+_ADMIN_HERE = Address("127.0.0.1", 9090)
+
+
+class Transport(enum.StrEnum):
+    """How a server is spoken to."""
+
+    AUTO = "auto"
+    STREAMABLE_HTTP = "streamable-http"
+    SSE = "sse"
+    WEBSOCKET = "websocket"
+    STDIO = "stdio"
+
+
+class SessionScope(enum.StrEnum):
+    """Who shares an upstream session."""
+
+    AGENT = "agent"
+    SHARED = "shared"
+
+
+class OnSessionLoss(enum.StrEnum):
+    """What happens to calls that were not executed when their session was lost."""
+
+    REPLAY = "replay"
+    FAIL = "fail"
+
+
+class LogLevel(enum.StrEnum):
+    """The least important lines that are written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(enum.StrEnum):
+    """How log lines look."""
+
+    JSON = "json"
+    CONSOLE = "console"
+    AUTO = "auto"
+
+
+@frozen(kw_only=True)
+class Timeouts:
+    """Patience with one server, in seconds.
+
+    Attributes:
+        connect: for a connection, TLS included; then the attempt has failed and nothing was sent.
+        call: for the answer to one request; then it ends with fate `unknown`.
+        idle: for an upstream session that no call uses; then it is deleted, and the next call
+            opens a new one and says so to the agent.
+    """
+
+    connect: Duration = 5.0
+    call: Duration = 300.0
+    idle: Duration = 3600.0
+
+
+@frozen(kw_only=True)
+class Server:
+    """One upstream MCP server; also the shape of `McpServer.spec`.
+
+    Attributes:
+        url: where it is; None only for a `command`.
+        command: the program to start for stdio and its fixed arguments (not in this release).
+        args: further arguments for `command`.
+        env: variables for `command`.
+        transport: how it is spoken to; `auto` chooses by the URL.
+        allowed_tools: patterns of the tools that agents may see and call; none means no tool.
+        bearer_from_env: name of the variable that holds the bearer token.
+        bearer_from_file: file that holds the bearer token; excludes `bearer_from_env`.
+        oauth: not in this release; always None.
+        headers: further request headers.
+        ca_file: certificate authorities (PEM) for this server instead of the system's.
+        session_scope: one upstream session for each agent session, or one for all.
+        on_session_loss: whether calls that were not executed are made again.
+        timeouts: patience, in seconds.
+        max_connections: most connections open at once, at least 1.
+        listen_silence: seconds that a GET stream may be silent before it is probed with a ping.
+    """
+
+    url: Url | None = field(default=None, repr=lambda url: repr(url and hide_query(url)))
+    command: Command = ()
+    args: tuple[str, ...] = field(default=(), repr=False)
+    env: FrozenMap[str, Secret] = field(default=_NOTHING, repr=False)
+    transport: Transport = Transport.AUTO
+    allowed_tools: tuple[Glob, ...] = ()
+    bearer_from_env: EnvName | None = None
+    bearer_from_file: Path | None = None
+    oauth: FrozenMap[str, Json] | None = None
+    headers: FrozenMap[HeaderName, HeaderValue] = field(default=_NOTHING, repr=False)
+    ca_file: Path | None = None
+    session_scope: SessionScope = SessionScope.AGENT
+    on_session_loss: OnSessionLoss = OnSessionLoss.REPLAY
+    timeouts: Timeouts = Timeouts()
+    max_connections: Count = 64
+    listen_silence: Duration = 600.0
+
+
+@frozen(kw_only=True)
+class Plugins:
+    """What is loaded and how it is set up.
+
+    Attributes:
+        blocked: names of plugins that are not loaded, built-in ones included.
+        required: names of plugins without which the router does not start.
+        options: a mapping for each plugin that wants one; its meaning is the plugin's own.
+    """
+
+    blocked: tuple[Name, ...] = ()
+    required: tuple[Name, ...] = ()
+    options: FrozenMap[Name, FrozenMap[str, Json]] = _NOTHING
+
+
+@frozen(kw_only=True)
+class Limits:
+    """Bounds on what agents and servers can make the router hold.
+
+    Attributes:
+        agent_sessions: agent sessions at once; one more is refused.
+        concurrent_calls: calls in flight at once over all servers; one more is refused.
+        request_bytes: body of one agent request; a longer one gets 413.
+        event_bytes: one event of a server's stream; a longer one ends the stream.
+        response_bytes: one whole response of a server; a longer one fails its call.
+        tools: tools kept over all pages of one server's list; the rest is left out.
+    """
+
+    agent_sessions: Count = 100
+    concurrent_calls: Count = 256
+    request_bytes: Size = 4 << 20
+    event_bytes: Size = 16 << 20
+    response_bytes: Size = 64 << 20
+    tools: Count = 5000
+
+
+@frozen(kw_only=True)
+class Sessions:
+    """How long agent sessions live, in seconds.
+
+    Attributes:
+        idle: without any request or open stream; then the session ends.
+        lifetime: since it was opened, however busy it is.
+    """
+
+    idle: Duration = 3600.0
+    lifetime: Duration = 7 * 86_400.0
+
+
+@frozen(kw_only=True)
+class Log:
+    """What is logged.
+
+    Attributes:
+        level: the least important lines that are written.
+        format: one JSON object a line, or text; `auto` is text on a terminal only.
+    """
+
+    level: LogLevel = LogLevel.INFO
+    format: LogFormat = LogFormat.AUTO
+
+
+@frozen(kw_only=True)
+class Config:
+    """A whole configuration.
+
+    Attributes:
+        listen: where agents are served.
+        admin: where health, metrics and status are served; None for nowhere.
+        servers: the upstream servers by name.
+        policies: not in this release; always empty.
+        plugins: what is loaded.
+        audit: not in this release; always None.
+        state: directory of the session key and the session records; None if neither the file
+            nor the environment says where, so that nothing outlives the process.
+        allowed_hosts: Host values accepted beside the loopback ones.
+        allowed_origins: Origins accepted beside none at all.
+        limits: bounds.
+        sessions: life of agent sessions.
+        shutdown_grace: seconds from the request to stop until what is left is cut off.
+        log: what is logged.
+        reload: whether a changed file is applied while running.
+    """
+
+    listen: Address = _AGENTS_HERE
+    admin: Address | None = _ADMIN_HERE
+    servers: FrozenMap[ServerKey, Server] = _NOTHING
+    policies: tuple[Json, ...] = ()
+    plugins: Plugins = Plugins()
+    audit: FrozenMap[str, Json] | None = None
+    state: Path | None = None
+    allowed_hosts: tuple[Host, ...] = ()
+    allowed_origins: tuple[Origin, ...] = ()
+    limits: Limits = Limits()
+    sessions: Sessions = Sessions()
+    shutdown_grace: Duration = 25.0
+    log: Log = Log()
+    reload: bool = True

@@ -1,0 +1,233 @@
+"""How single plain values become settings and how they go back.
+
+Owns one hook for each mark of the schema, called as `hook(raw, type)`; each returns the value or
+raises `InvalidError` with a sentence. Hooks of values that may be secrets never repeat them.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kars_router.config import addresses, globs, headers, schema, units
+from kars_router.config.frozenmap import FrozenMap
+from kars_router.config.problems import InvalidError, Problem, invalid, kind_of, show, suggest
+
+T = TypeVar("T")
+Hook = Callable[[object, Any], Any]
+
+HIDDEN = "(hidden)"
+LARGEST_COUNT = 1_000_000
+DEEPEST_OPTION = 32
+ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}\Z")
+
+_SERVER_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
+
+
+def string_pairs(raw: object, problems: list[Problem]) -> Iterable[tuple[str, object]]:
+    """The items of a mapping; keys that are no strings go to `problems` instead.
+
+    Raises:
+        InvalidError: if it is no mapping.
+    """
+    if not isinstance(raw, Mapping):
+        raise invalid(f"must be a mapping, not {show(raw)}")
+    for key, value in raw.items():
+        if isinstance(key, str):
+            yield key, value
+        else:
+            complaint = f"has the key {show(key)}, which must be a string: quote it"
+            problems.append(Problem((), complaint))
+
+
+def _string(raw: object, _: Any = None) -> str:
+    if not isinstance(raw, str):
+        raise invalid(f"must be a string, not {show(raw)}")
+    return raw
+
+
+def _hidden_string(raw: object, _: Any = None) -> str:
+    if not isinstance(raw, str):
+        raise invalid(f"must be a string, not {kind_of(raw)}")
+    return raw
+
+
+def _boolean(raw: object, _: Any) -> bool:
+    if not isinstance(raw, bool):
+        raise invalid(f"must be true or false, not {show(raw)}")
+    return raw
+
+
+def _count(raw: object, _: Any) -> int:
+    if not isinstance(raw, int) or isinstance(raw, bool):
+        raise invalid(f"must be a whole number, not {show(raw)}")
+    if not 1 <= raw <= LARGEST_COUNT:
+        raise invalid(f"must be from 1 to {LARGEST_COUNT}, not {show(raw)}")
+    return raw
+
+
+def _path(raw: object, _: Any) -> Path:
+    text = _string(raw)
+    if not text or not text.isprintable():
+        raise invalid("must be a path, which is neither empty nor holds control characters")
+    return Path(text)
+
+
+def _choice(raw: object, kind: type[enum.StrEnum]) -> enum.StrEnum:
+    known = [member.value for member in kind]
+    if not isinstance(raw, str) or raw not in known:
+        near = suggest(raw, known) if isinstance(raw, str) else ""
+        raise invalid(f"must be one of {', '.join(known)}, not {show(raw)}{near}")
+    return kind(raw)
+
+
+def _command(raw: object, _: Any) -> tuple[str, ...]:
+    # A string is the program alone, as in the files of MCP clients; it is never split.
+    words = [raw] if isinstance(raw, str) else raw
+    if not isinstance(words, list | tuple):
+        raise invalid(f"must be a program or a list of words, not {show(raw)}")
+    wrong = [index for index, word in enumerate(words) if not isinstance(word, str)]
+    if wrong:
+        raise InvalidError(
+            Problem((index,), f"must be a string, not {kind_of(words[index])}") for index in wrong
+        )
+    if words and not words[0]:
+        raise invalid("must name a program")
+    return tuple(words)
+
+
+def _env_name(raw: object, _: Any) -> str:
+    # A wrong value here is often the token itself, so it is not repeated.
+    text = _hidden_string(raw)
+    if not ENV_NAME.match(text):
+        raise invalid("must be the name of an environment variable, never the token itself")
+    return text
+
+
+def _json(raw: object, _: Any, depth: int = 0) -> object:
+    if depth > DEEPEST_OPTION:
+        raise invalid(f"is nested more than {DEEPEST_OPTION} deep")
+    if isinstance(raw, float) and not math.isfinite(raw):
+        raise invalid("must be a finite number")
+    if raw is None or isinstance(raw, bool | int | float | str):
+        return raw
+    problems: list[Problem] = []
+    pairs: Iterable[tuple[Any, object]]
+    if isinstance(raw, Mapping):
+        pairs = string_pairs(raw, problems)
+    elif isinstance(raw, list | tuple):
+        pairs = enumerate(raw)
+    else:
+        raise invalid(f"must be plain data, not {show(raw)}")
+    items: dict[Any, object] = {}
+    for key, value in pairs:
+        try:
+            items[key] = _json(value, None, depth + 1)
+        except InvalidError as error:
+            problems.extend(problem.under(key) for problem in error.problems)
+    if problems:
+        raise InvalidError(problems)
+    return FrozenMap(items) if isinstance(raw, Mapping) else tuple(items.values())
+
+
+def _thaw(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _thaw(each) for key, each in value.items()}
+    if isinstance(value, tuple):
+        return [_thaw(each) for each in value]
+    return value
+
+
+def _parsed(parse: Callable[[str], T], read: Callable[[object], str] = _string) -> Hook:
+    """A hook from a parser of strings that raises ValueError with a sentence."""
+
+    def hook(raw: object, _: Any) -> T:
+        text = read(raw)
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise invalid(str(error)) from None
+
+    return hook
+
+
+def _quantity(parse: Callable[[object], T]) -> Hook:
+    """A hook from a parser of numbers and strings; its sentence is completed with the value."""
+
+    def hook(raw: object, _: Any) -> T:
+        try:
+            return parse(raw)
+        except ValueError as error:
+            raise invalid(f"{error}, not {show(raw)}") from None
+
+    return hook
+
+
+def _checked(check: Callable[[str], str | None], read: Callable[[object], str] = _string) -> Hook:
+    """A hook from a check that returns a sentence, or None."""
+
+    def hook(raw: object, _: Any) -> str:
+        text = read(raw)
+        complaint = check(text)
+        if complaint is not None:
+            raise invalid(complaint)
+        return text
+
+    return hook
+
+
+def _matching(pattern: re.Pattern[str], complaint: str) -> Hook:
+    return _checked(lambda text: None if pattern.match(text) else complaint)
+
+
+# Classes first, then the marks of the schema.
+HOOKS: tuple[tuple[Any, Hook], ...] = (
+    (str, _string),
+    (bool, _boolean),
+    (Path, _path),
+    (enum.StrEnum, _choice),
+    (addresses.Address, _parsed(addresses.parse_listen)),
+)
+MARK_HOOKS: tuple[tuple[Any, Hook], ...] = (
+    (schema.Duration, _quantity(units.parse_duration)),
+    (schema.Size, _quantity(units.parse_size)),
+    (schema.Count, _count),
+    (schema.Name, _matching(_NAME, "must be a name: letters, digits, dots, dashes, underscores")),
+    (
+        schema.ServerKey,
+        _matching(
+            _SERVER_NAME,
+            "is not a server name: it takes 1 to 63 lower-case letters, digits or inner dashes",
+        ),
+    ),
+    (schema.Glob, _checked(globs.check_glob)),
+    (schema.Url, _parsed(addresses.parse_url, _hidden_string)),
+    (schema.EnvName, _env_name),
+    (schema.HeaderName, _checked(headers.check_header_name)),
+    (schema.HeaderValue, _checked(headers.check_header_value, _hidden_string)),
+    (schema.Secret, _hidden_string),
+    (schema.Host, _parsed(addresses.parse_host)),
+    (schema.Origin, _parsed(addresses.parse_origin)),
+    (schema.Command, _command),
+    (schema.Json, _json),
+)
+
+# Back to plain data; what is not named here is plain already.
+PLAIN: tuple[tuple[Any, Callable[[Any], object]], ...] = (
+    (addresses.Address, str),
+    (Path, str),
+    (enum.StrEnum, lambda member: member.value),
+)
+MARK_PLAIN: tuple[tuple[Any, Callable[[Any], object]], ...] = (
+    (schema.Duration, units.format_duration),
+    (schema.Size, units.format_size),
+    (schema.Url, addresses.hide_query),
+    (schema.HeaderValue, lambda _: HIDDEN),
+    (schema.Secret, lambda _: HIDDEN),
+    (schema.Json, _thaw),
+)

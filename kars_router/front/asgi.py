@@ -1,0 +1,139 @@
+"""The agent side as an ASGI application: from an HTTP request to the right handler.
+
+Owns paths, HTTP methods, and the checks that come before a body is read. Must not know JSON-RPC
+methods.
+
+Source: MCP 2025-11-25 "Streamable HTTP"; order of the checks as in the official SDK servers.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kars_router.errors import AgentError
+from kars_router.front.exchange import (
+    JSON,
+    BodyTooLargeError,
+    DisconnectedError,
+    Exchange,
+    Header,
+    Receive,
+    Scope,
+    Send,
+    accept_lifespan,
+)
+from kars_router.front.guard import FORBIDDEN, Guard
+from kars_router.front.legacy import LegacyServer
+from kars_router.session.supervisor import Supervisor
+from kars_router.wire import eras, jsonrpc
+from kars_router.wire.jsonrpc import MalformedError
+
+PATH: Final = "/mcp"
+_ALLOW: Final[Header] = (b"allow", b"GET, POST, DELETE")
+
+
+class AgentApp:
+    """The ASGI application that agents talk to.
+
+    Args:
+        legacy: handles messages of handshake-era agents.
+        supervisor: says which servers there are.
+        guard: says who may talk.
+        body_limit: most bytes of a request's body.
+    """
+
+    def __init__(
+        self, legacy: LegacyServer, supervisor: Supervisor, guard: Guard, *, body_limit: int
+    ) -> None:
+        self.body_limit = body_limit
+        self.guard = guard
+        self._legacy = legacy
+        self._supervisor = supervisor
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one HTTP request, or follows the server's lifespan."""
+        if scope["type"] == "lifespan":
+            await accept_lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            return  # hypercorn then refuses the web socket
+        exchange = Exchange(scope, receive, send)
+        try:
+            await self._route(exchange)
+        except AgentError as error:
+            value = jsonrpc.error_object(error.code, error.message)
+            await _refuse(exchange, error.status, jsonrpc.error(b"", value))
+        except MalformedError as error:
+            value = jsonrpc.error_object(error.code, str(error))
+            await _refuse(exchange, 400, jsonrpc.error(error.id, value))
+        except BodyTooLargeError:
+            text = f"the body exceeds {self.body_limit} bytes"
+            value = jsonrpc.error_object(jsonrpc.INVALID_REQUEST, text)
+            await _refuse(exchange, 413, jsonrpc.error(b"", value), ((b"connection", b"close"),))
+        except DisconnectedError:
+            return
+
+    async def _route(self, exchange: Exchange) -> None:
+        status = self.guard.refuses(exchange.header("host"), exchange.header("origin"))
+        if status is not None:
+            header = "Origin" if status == FORBIDDEN else "Host"
+            raise AgentError(jsonrpc.INVALID_REQUEST, f"this {header} is not allowed", status)
+        endpoint = self._endpoint(exchange.path)
+        if exchange.method == "POST":
+            _check_post(exchange)
+            await self._legacy.post(exchange, endpoint, await exchange.body(self.body_limit))
+        elif exchange.method == "GET":
+            await self._get(exchange, endpoint)
+        elif exchange.method == "DELETE":
+            await exchange.body(self.body_limit)
+            await self._legacy.delete(exchange, endpoint)
+        else:
+            await _refuse(exchange, 405, _error("use POST, GET or DELETE"), (_ALLOW,))
+
+    async def _get(self, exchange: Exchange, endpoint: str) -> None:
+        if not eras.accepts(exchange.header("accept"), eras.STREAM_TYPE):
+            raise AgentError(
+                jsonrpc.INVALID_REQUEST, f"a GET must accept {eras.STREAM_TYPE}", status=406
+            )
+        if not exchange.header(eras.SESSION_HEADER):
+            # Several clients take a 404 or 400 here for a broken server.
+            await _refuse(exchange, 405, _error("a GET needs a session; initialize"), (_ALLOW,))
+            return
+        await exchange.body(self.body_limit)
+        await self._legacy.get(exchange, endpoint)
+
+    def _endpoint(self, path: str) -> str:
+        path = path.removesuffix("/")
+        if path == PATH:
+            return ""
+        name = path.removeprefix(f"{PATH}/")
+        if name == path or name not in self._supervisor.servers:
+            raise AgentError(
+                jsonrpc.INVALID_REQUEST, "no such endpoint; use /mcp or /mcp/<server>", status=404
+            )
+        return name
+
+
+def _check_post(exchange: Exchange) -> None:
+    accept = exchange.header("accept")
+    if not (eras.accepts(accept, eras.JSON_TYPE) and eras.accepts(accept, eras.STREAM_TYPE)):
+        raise AgentError(
+            jsonrpc.INVALID_REQUEST,
+            f"a POST must accept both {eras.JSON_TYPE} and {eras.STREAM_TYPE}",
+            status=406,
+        )
+    kind = exchange.header("content-type").partition(";")[0].strip().lower()
+    if kind != eras.JSON_TYPE:
+        raise AgentError(
+            jsonrpc.INVALID_REQUEST, f"the content type must be {eras.JSON_TYPE}", status=415
+        )
+
+
+def _error(text: str) -> bytes:
+    return jsonrpc.error(b"", jsonrpc.error_object(jsonrpc.INVALID_REQUEST, text))
+
+
+async def _refuse(
+    exchange: Exchange, status: int, body: bytes, headers: tuple[Header, ...] = ()
+) -> None:
+    await exchange.respond(status, body, (JSON, *headers))

@@ -1,0 +1,129 @@
+"""One HTTP request and its response, in ASGI terms.
+
+Owns headers, bodies and their limits. Must not know JSON-RPC or sessions.
+
+Source: ASGI HTTP message format 2.x; RFC 9110.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, Final
+
+import trio
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+JSON: Final = (b"content-type", b"application/json")
+STREAM_HEADERS: Final = (
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+)
+
+
+class BodyTooLargeError(Exception):
+    """The request's body exceeds the limit."""
+
+
+class DisconnectedError(Exception):
+    """The peer left before its request was complete."""
+
+
+class Exchange:
+    """One HTTP request on its way to a response.
+
+    Attributes:
+        method: the HTTP method.
+        path: the decoded path.
+        headers: by lower-case name; of repeated ones the last.
+        started: whether the response has begun.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.query: bytes = scope.get("query_string", b"")
+        self.started = False
+        self._receive = receive
+        self._send = send
+
+    def header(self, name: str) -> str:
+        """A request header's value; "" if absent."""
+        return self.headers.get(name.encode("ascii"), b"").decode("latin-1")
+
+    async def body(self, limit: int) -> bytes:
+        """Reads the request's body.
+
+        Args:
+            limit: most bytes that are taken.
+
+        Raises:
+            BodyTooLargeError: there are more.
+            DisconnectedError: the peer left.
+        """
+        length = self.headers.get(b"content-length", b"")
+        if length.isdigit() and int(length) > limit:
+            raise BodyTooLargeError
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise DisconnectedError
+            chunk = message.get("body", b"")
+            if chunk:
+                size += len(chunk)
+                if size > limit:
+                    raise BodyTooLargeError
+                parts.append(chunk)
+            if not message.get("more_body", False):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def respond(
+        self, status: int, body: bytes = b"", headers: Iterable[Header] = ()
+    ) -> None:
+        """Sends a whole response."""
+        self.started = True
+        length = (b"content-length", b"%d" % len(body))
+        await self._send(
+            {"type": "http.response.start", "status": status, "headers": [length, *headers]}
+        )
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def start(self, status: int, headers: Iterable[Header]) -> None:
+        """Begins a streamed response."""
+        self.started = True
+        await self._send(
+            {"type": "http.response.start", "status": status, "headers": list(headers)}
+        )
+
+    async def write(self, chunk: bytes) -> None:
+        """Sends a part of a streamed response; silently nothing once the peer has left."""
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def finish(self) -> None:
+        """Ends a streamed response."""
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def wait_disconnect(self) -> None:
+        """Waits until the peer leaves; only after the body was read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            await trio.lowlevel.checkpoint()
+
+
+async def accept_lifespan(receive: Receive, send: Send) -> None:
+    """Follows an ASGI server's start and stop without doing anything.
+
+    Our applications are ready before they are served and live longer. They take part all the
+    same, because hypercorn stumbles over applications that leave at once.
+    """
+    while True:
+        kind = (await receive())["type"]
+        await send({"type": f"{kind}.complete"})
+        if kind == "lifespan.shutdown":
+            return

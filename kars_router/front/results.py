@@ -1,0 +1,86 @@
+"""How a call's end looks to the agent (design 5.4).
+
+Pure. Must not let URLs, tokens or internal errors through: only the outcome's own sentence and
+codes appear.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from kars_router.model import CallOutcome, SessionReset
+from kars_router.wire import jsonrpc
+
+CALL_META: Final = "kars.azure.com/call"
+SESSION_META: Final = "kars.azure.com/session"
+
+
+def response(ident: bytes, server: str, outcome: CallOutcome) -> bytes:
+    """The JSON-RPC response to a tools/call.
+
+    A server's result or error passes unchanged, but for the notice of lost state, which is put in
+    front of the content and into `_meta`.
+
+    Args:
+        ident: the agent's request id, as JSON.
+        server: the server that was called.
+        outcome: how the call ended.
+    """
+    if outcome.error is not None:
+        return jsonrpc.error(ident, outcome.error)
+    if outcome.result is None:
+        return jsonrpc.result(ident, failed(server, outcome))
+    if outcome.reset is None:
+        return jsonrpc.result(ident, outcome.result)
+    return jsonrpc.result(ident, with_notice(server, outcome.result, outcome.reset))
+
+
+def failed(server: str, outcome: CallOutcome) -> bytes:
+    """The tool result for a call that the router could not complete."""
+    meta = {
+        "fate": outcome.fate.value,
+        "code": outcome.code,
+        "server": server,
+        "retryable": outcome.retryable,
+    }
+    return jsonrpc.encode(
+        {
+            "content": [{"type": "text", "text": outcome.message}],
+            "isError": True,
+            "_meta": {CALL_META: meta},
+        }
+    )
+
+
+def with_notice(server: str, result: bytes, reset: SessionReset) -> bytes:
+    """A server's result with the notice that its session's state was lost before the call."""
+    try:
+        value: Any = jsonrpc.decode(result)
+    except jsonrpc.MalformedError:
+        return result
+    if not isinstance(value, dict):
+        return result
+    notice = {
+        "type": "text",
+        "text": (
+            f"Notice: the state of the session with the server {server} was lost "
+            f"({reset.reason}). Open pages, logins, variables and the like from before this call "
+            "are gone; the result that follows was made without them."
+        ),
+    }
+    content = value.get("content")
+    meta = value.get("_meta")
+    return jsonrpc.encode(
+        {
+            **value,
+            "content": [notice, *(content if isinstance(content, list) else [])],
+            "_meta": {
+                **(meta if isinstance(meta, dict) else {}),
+                SESSION_META: {
+                    "reset": True,
+                    "generation": reset.generation,
+                    "reason": reset.reason,
+                },
+            },
+        }
+    )

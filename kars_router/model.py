@@ -1,0 +1,200 @@
+"""Frozen values that the layers pass to each other.
+
+Pure: knows no I/O, no clock, no environment. Bytes fields that hold JSON are kept as the peer
+wrote them, so that unknown fields and number spellings survive the hop.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+class Fate(enum.StrEnum):
+    """What is known of a call's effect on its server."""
+
+    NOT_EXECUTED = "not_executed"
+    EXECUTED = "executed"
+    UNKNOWN = "unknown"
+
+
+class Phase(enum.StrEnum):
+    """How far a message had got when something went wrong."""
+
+    CONNECT = "connect"  # no connection yet: nothing was sent
+    HANDSHAKE = "handshake"  # initialize did not succeed
+    SEND = "send"  # while the request was being written
+    AWAIT = "await"  # the request was written, no response status had come
+    STREAM = "stream"  # a response had begun
+    LISTEN = "listen"  # the GET stream
+    RESULT = "result"  # an answer came and its content is being judged
+
+
+class Sent(enum.StrEnum):
+    """How much of a message the network had accepted."""
+
+    NO = "no"
+    PARTLY = "partly"
+    YES = "yes"
+
+
+@frozen(kw_only=True)
+class Failure:
+    """A failed exchange with an upstream, as `kars_classify_loss` sees it.
+
+    Attributes:
+        server: name of the server in the configuration.
+        phase: how far the exchange had got.
+        sent: how much of the message the network had accepted.
+        status: HTTP status, or None if no response came.
+        body: at most the first 512 characters of the response body.
+        rpc_code: code of the JSON-RPC error, if the failure is one.
+        had_session: whether a session id was sent with the message.
+        method: the JSON-RPC method, or the HTTP method for GET and DELETE.
+        detail: one clause for the log; never shown to an agent.
+        code: short stable name of the kind of failure (`connect`, `http_status`, ...).
+    """
+
+    server: str
+    phase: Phase
+    sent: Sent = Sent.NO
+    status: int | None = None
+    body: str = ""
+    rpc_code: int | None = None
+    had_session: bool = False
+    method: str = ""
+    detail: str = ""
+    code: str = "transport"
+
+    def summary(self) -> str:
+        """One line for the log."""
+        parts = [self.detail or self.code]
+        if self.status is not None:
+            parts.append(f"status {self.status}")
+        if self.rpc_code is not None:
+            parts.append(f"JSON-RPC error {self.rpc_code}")
+        if self.body:
+            parts.append(f"body {self.body[:160]!r}")
+        return f"{self.server}: {', '.join(parts)}"
+
+
+@frozen
+class LossVerdict:
+    """An opinion on whether a failure means that the session is gone.
+
+    Attributes:
+        lost: True or False; a classifier without an opinion returns None instead of a verdict.
+        reason: one clause, shown in the log and (if lost) to the agent.
+        source: name of the plugin that said so; filled in by the host.
+    """
+
+    lost: bool
+    reason: str
+    source: str = ""
+
+
+@frozen
+class SessionReset:
+    """What the agent is told once after a session's state was lost."""
+
+    generation: int
+    reason: str
+
+
+@frozen
+class Tool:
+    """A tool as the agent may see it.
+
+    Attributes:
+        server: the server that offers it.
+        name: its name on that server.
+        public_name: its name on `/mcp`.
+        definition: the definition as the server sent it, decoded.
+        own: the definition under its own name, as JSON.
+        public: the same under its public name.
+    """
+
+    server: str
+    name: str
+    public_name: str
+    definition: Mapping[str, Any] = field(repr=False, eq=False)
+    own: bytes = field(repr=False)
+    public: bytes = field(repr=False)
+
+
+@frozen(kw_only=True)
+class ToolCall:
+    """One tools/call on its way through the router.
+
+    Attributes:
+        agent: opaque identifier of the agent session; not the session id on the wire.
+        server: the server that offers the tool.
+        tool: the tool's name on that server.
+        params: the `params` object as JSON, with the tool's own name in it.
+        client: `clientInfo.name` that the agent declared; untrusted.
+    """
+
+    agent: str
+    server: str
+    tool: str
+    params: bytes = field(repr=False)
+    client: str = ""
+
+
+@frozen(kw_only=True)
+class ServerInfo:
+    """What plugins may know of a configured server.
+
+    Attributes:
+        name: its name in the configuration.
+        allowed_tools: the globs that admit tools; empty admits none.
+        bearer_from_env: name of the environment variable with its bearer token, or "".
+        bearer_from_file: path of the file with its bearer token, or "".
+    """
+
+    name: str
+    allowed_tools: tuple[str, ...] = ()
+    bearer_from_env: str = ""
+    bearer_from_file: str = ""
+
+
+@frozen(kw_only=True)
+class SessionInfo:
+    """One upstream session, as plugins see it.
+
+    Attributes:
+        server: the server's name.
+        agent: opaque identifier of the agent session it belongs to; "" if it is shared.
+        generation: 1 for the first session on behalf of this agent, one more for each next.
+        key: unique for each upstream session in the life of the process.
+    """
+
+    server: str
+    agent: str
+    generation: int
+    key: str
+
+
+@frozen(kw_only=True)
+class CallOutcome:
+    """How a call ended.
+
+    Attributes:
+        fate: what is known of its effect.
+        code: `ok`, or the stable name of what went wrong (design 5.4).
+        result: the server's `result` as JSON, if there is one.
+        error: the server's JSON-RPC `error` as JSON, if there is one.
+        message: a sentence for the model when there is neither.
+        retryable: whether the same call may simply be made again.
+        reset: what to tell the agent about lost state, if anything.
+    """
+
+    fate: Fate
+    code: str = "ok"
+    result: bytes | None = field(default=None, repr=False)
+    error: bytes | None = field(default=None, repr=False)
+    message: str = ""
+    retryable: bool = False
+    reset: SessionReset | None = None

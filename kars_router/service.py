@@ -1,0 +1,289 @@
+"""The composition root: builds a router from its configuration, runs it, and takes it down.
+
+Owns which nursery holds what. The order is also the order of taking down, in reverse: upstream
+sessions outermost, then the admin address, then the agents' listener. Nothing else may construct
+these parts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import httpx
+import trio
+from attrs import frozen
+from hypercorn.config import Config as ServerConfig
+from hypercorn.config import Sockets
+from hypercorn.trio.run import worker_serve
+from hypercorn.utils import wrap_app
+
+from kars_router._version import __version__
+from kars_router.config.addresses import Address
+from kars_router.config.schema import Config, Server
+from kars_router.errors import UserError
+from kars_router.front.admin import AdminApp
+from kars_router.front.agents import AgentRegistry
+from kars_router.front.asgi import AgentApp
+from kars_router.front.guard import Guard
+from kars_router.front.legacy import LegacyServer
+from kars_router.front.sealing import Sealer, load_key
+from kars_router.hookspecs import Credentials
+from kars_router.plugins import Plugins
+from kars_router.session.records import Records
+from kars_router.session.server import Connector
+from kars_router.session.supervisor import Supervisor
+from kars_router.telemetry import Metrics, log, server_logger
+from kars_router.transports.base import Connection, Deliver
+from kars_router.transports.client import new_client
+from kars_router.transports.http import TrioTransport
+from kars_router.transports.streamable_http import StreamableHttp
+
+TransportFactory = Callable[[str, Server], httpx.AsyncBaseTransport]
+# hypercorn closes idle agent connections after this; agents' clients give up earlier themselves.
+_KEEP_ALIVE_SECONDS = 120.0
+_ENDLESS_REQUESTS = 2**62
+
+
+def default_transport(_name: str, server: Server) -> httpx.AsyncBaseTransport:
+    """The real transport for a server, with its own connections."""
+    return TrioTransport(
+        server.url or "", max_connections=server.max_connections, ca_file=server.ca_file
+    )
+
+
+class Router:
+    """A running router; made by `open_router`.
+
+    Attributes:
+        app: the ASGI application for agents.
+        admin_app: the ASGI application for operators.
+        agent_url: where agents are served, without a path; "" if the router does not listen.
+        admin_url: the same for the admin address.
+        config: the configuration in force.
+    """
+
+    def __init__(self, config: Config, transports: TransportFactory) -> None:
+        self.config = config
+        self.agent_url = ""
+        self.admin_url = ""
+        self.metrics = Metrics()
+        self.draining = trio.Event()
+        options = {n: dict(o) for n, o in config.plugins.options.items()}
+        self.plugins = Plugins.load(
+            blocked=config.plugins.blocked,
+            required=config.plugins.required,
+            options=options,
+            metrics=self.metrics,
+        )
+        self._transports = transports
+        sealer = Sealer(load_key(config.state))
+        self.records = Records(config.state, config.sessions.lifetime)
+        self.supervisor = Supervisor(
+            self.plugins,
+            self.metrics,
+            self.records,
+            self._connector,
+            version=__version__,
+            tool_limit=config.limits.tools,
+        )
+        self.agents = AgentRegistry(
+            sealer,
+            self.metrics,
+            limit=config.limits.agent_sessions,
+            idle=config.sessions.idle,
+            lifetime=config.sessions.lifetime,
+            has_ended=self.records.has_ended,
+            on_end=self.supervisor.end_agent,
+        )
+        self.legacy = LegacyServer(
+            self.supervisor,
+            self.agents,
+            self.metrics,
+            call_limit=config.limits.concurrent_calls,
+            version=__version__,
+        )
+        guard = _guard(config)
+        self.app = AgentApp(
+            self.legacy, self.supervisor, guard, body_limit=config.limits.request_bytes
+        )
+        self.admin_app = AdminApp(
+            self.supervisor, self.agents, self.metrics, guard, self.draining.is_set
+        )
+
+    async def drain(self) -> None:
+        """Refuses new calls, ends GET streams, and lets calls in flight end for as long as
+        `shutdownGrace` allows. Idempotent."""
+        first = not self.draining.is_set()
+        self.draining.set()
+        if first:
+            log().info("draining", calls=self.legacy.calls_in_flight)
+        # What is left at the end of the grace is cut off: a margin is kept for the deletions.
+        with trio.move_on_after(max(self.config.shutdown_grace - 3.0, 0.0)):
+            await self.legacy.drain()
+
+    async def apply(self, config: Config) -> None:
+        """Takes over a changed configuration without touching sessions of unchanged servers.
+
+        Servers, limits, hosts, origins and session lifetimes change at once. Listeners, plugins,
+        state and logging need a restart; the log names them.
+        """
+        fixed = ("listen", "admin", "plugins", "state", "log")
+        pending = [n for n in fixed if getattr(config, n) != getattr(self.config, n)]
+        if pending:
+            log().warning("reload_needs_restart", settings=pending)
+        self.config = config
+        self.app.guard = _guard(config)
+        self.app.body_limit = config.limits.request_bytes
+        self.legacy.call_limit = config.limits.concurrent_calls
+        self.agents.limit = config.limits.agent_sessions
+        self.agents.idle = config.sessions.idle
+        self.agents.lifetime = config.sessions.lifetime
+        await self.supervisor.apply(config.servers)
+
+    def _connector(self, name: str, server: Server) -> Connector:
+        transport = self._transports(name, server)
+        limits = self.config.limits
+
+        def connect(deliver: Deliver, credentials: Credentials | None) -> Connection:
+            return StreamableHttp(
+                # A client of its own gives the session its own cookies; it holds no connection.
+                new_client(transport),
+                server.url or "",
+                server=name,
+                deliver=deliver,
+                credentials=credentials,
+                headers=server.headers,
+                connect_timeout=server.timeouts.connect,
+                event_limit=limits.event_bytes,
+                body_limit=limits.response_bytes,
+            )
+
+        return connect
+
+
+@asynccontextmanager
+async def open_router(
+    config: Config,
+    *,
+    serve: bool = True,
+    transports: TransportFactory = default_transport,
+) -> AsyncIterator[Router]:
+    """Runs a router for as long as the context is open.
+
+    On leaving, however that happens, calls in flight may end within `shutdownGrace`, then every
+    upstream session is deleted, each within two seconds.
+
+    Args:
+        config: the configuration.
+        serve: whether to listen for agents; False if another server runs `Router.app`.
+        transports: makes the transport for a server.
+
+    Yields:
+        the router, once it listens.
+
+    Raises:
+        UserError: an address cannot be bound, the state cannot be used, a plugin is broken.
+    """
+    # Everything that can fail for a reason the user can mend comes before the first nursery.
+    router = Router(config, transports)
+    admin = _bind(config.admin, config) if config.admin is not None else None
+    agent = _bind(config.listen, config) if serve else None
+    stop = router.draining.wait
+    try:
+        async with trio.open_nursery() as upstream:
+            await upstream.start(router.supervisor.run, config.servers)
+            upstream.start_soon(router.agents.run)
+            async with trio.open_nursery() as listeners:
+                if admin is not None:
+                    start = partial(_serve, router.admin_app, admin, stop)
+                    router.admin_url = (await listeners.start(start))[0]
+                if agent is not None:
+                    router.agent_url = (
+                        await listeners.start(partial(_serve, router.app, agent, stop))
+                    )[0]
+                log().info("listening", agent=router.agent_url, admin=router.admin_url)
+                try:
+                    yield router
+                finally:
+                    with trio.CancelScope(shield=True):  # bounded by `shutdownGrace`
+                        await router.drain()
+            upstream.cancel_scope.cancel()
+    finally:
+        router.records.close()
+        log().info("stopped")
+
+
+async def run(config: Config, stop: Callable[[], Awaitable[None]]) -> None:
+    """Runs a router until `stop` returns, then takes it down in order."""
+    async with open_router(config):
+        await stop()
+
+
+async def probe_servers(config: Config) -> list[tuple[str, bool, str, list[str]]]:
+    """Opens each server once and lists its tools, for `kars check --connect`.
+
+    Returns:
+        for each server its name, whether it answered, what was wrong, the admitted tools.
+    """
+    quiet = Router(config, default_transport)
+    found = []
+    async with trio.open_nursery() as nursery:
+        await nursery.start(quiet.supervisor.run, config.servers)
+        longest = max((s.timeouts.connect for s in config.servers.values()), default=1.0)
+        await quiet.supervisor.wait_tried(longest * 4)
+        for name, runtime in quiet.supervisor.servers.items():
+            tools = [tool.name for tool in runtime.catalogue.tools.values()]
+            found.append((name, runtime.state == "ready", runtime.error, tools))
+        nursery.cancel_scope.cancel()
+    return found
+
+
+@frozen
+class _Bound:
+    settings: ServerConfig
+    sockets: Sockets
+
+
+def _bind(address: Address, config: Config) -> _Bound:
+    settings = ServerConfig()
+    settings.bind = [str(address)]
+    settings.accesslog = None
+    settings.errorlog = server_logger()
+    settings.include_server_header = False
+    settings.keep_alive_timeout = _KEEP_ALIVE_SECONDS
+    settings.keep_alive_max_requests = _ENDLESS_REQUESTS
+    settings.graceful_timeout = config.shutdown_grace
+    try:
+        sockets = settings.create_sockets()
+        for sock in sockets.insecure_sockets:
+            sock.listen(settings.backlog)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise UserError(f"cannot listen on {address}: {reason}; choose another address") from error
+    return _Bound(settings, sockets)
+
+
+async def _serve(
+    app: AgentApp | AdminApp,
+    bound: _Bound,
+    stop: Callable[[], Awaitable[None]],
+    *,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    await worker_serve(
+        wrap_app(app, bound.settings.wsgi_max_body_size, "asgi"),
+        bound.settings,
+        sockets=bound.sockets,
+        shutdown_trigger=stop,
+        task_status=task_status,
+    )
+
+
+def _guard(config: Config) -> Guard:
+    hosts = {*config.allowed_hosts}
+    if config.listen.host:
+        hosts.add(config.listen.host)
+    return Guard(hosts, config.allowed_origins)

@@ -1,0 +1,1 @@
+"""Upstream sessions: opening them, keeping them alive, noticing and mending their loss."""

@@ -1,0 +1,125 @@
+"""Which tools a server offers: reading all its pages, admitting, naming.
+
+Must not know when to read them again.
+
+Source: MCP 2025-11-25 "Tools / Listing Tools", "Pagination".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from attrs import field, frozen
+
+from kars_router.errors import CallFailed
+from kars_router.model import Failure, Phase, Sent, ServerInfo, Tool
+from kars_router.telemetry import log
+from kars_router.wire import jsonrpc, names
+
+_MAX_PAGES: Final = 100
+
+Fetch = Callable[[bytes], Awaitable[bytes]]
+Admits = Callable[[ServerInfo, str, Mapping[str, Any]], bool]
+
+
+@frozen
+class Catalogue:
+    """The admitted tools of one server.
+
+    Attributes:
+        tools: by the tool's own name, in the server's order.
+        hidden: how many tools no plugin admitted.
+    """
+
+    tools: Mapping[str, Tool] = field(factory=dict)
+    hidden: int = 0
+
+    def same_as(self, other: Catalogue) -> bool:
+        """Whether both show the agent the same."""
+        return [t.own for t in self.tools.values()] == [t.own for t in other.tools.values()]
+
+
+async def read_definitions(server: str, fetch: Fetch, *, limit: int) -> list[dict[str, Any]]:
+    """Reads all pages of a server's tools/list.
+
+    Args:
+        server: its configured name, for failures.
+        fetch: makes one tools/list request; takes params as JSON, returns the result as JSON.
+        limit: most tools that are taken; the rest is left out, and the log says so.
+
+    Returns:
+        the definitions in the server's order; ones without a usable name are left out.
+
+    Raises:
+        CallFailed: a request failed, or the answer has an unusable shape.
+    """
+    found: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    params = b""
+    for _ in range(_MAX_PAGES):
+        page = _page(server, await fetch(params))
+        found += [d for d in page["tools"] if isinstance(d, dict) and _usable(d.get("name"))]
+        if len(found) > limit:
+            log().warning("tools_truncated", server=server, limit=limit)
+            return found[:limit]
+        cursor = page.get("nextCursor")
+        if not isinstance(cursor, str):  # an empty string is a cursor like any other
+            return found
+        if cursor in seen:
+            log().warning("tools_cursor_cycle", server=server)
+            return found
+        seen.add(cursor)
+        params = jsonrpc.encode({"cursor": cursor})
+    log().warning("tools_too_many_pages", server=server, limit=_MAX_PAGES)
+    return found
+
+
+def build(info: ServerInfo, definitions: list[dict[str, Any]], admits: Admits) -> Catalogue:
+    """Admits and names a server's tools.
+
+    A name that occurs twice is taken once, the first time, and the log says so.
+    """
+    tools: dict[str, Tool] = {}
+    hidden = 0
+    for definition in definitions:
+        name = definition["name"]
+        if name in tools:
+            log().warning("tool_twice", server=info.name, tool=name)
+            continue
+        if not admits(info, name, definition):
+            hidden += 1
+            continue
+        public = names.public_name(info.name, name)
+        tools[name] = Tool(
+            info.name,
+            name,
+            public,
+            definition,
+            jsonrpc.encode(definition),
+            jsonrpc.encode({**definition, "name": public}),
+        )
+    return Catalogue(tools, hidden)
+
+
+def _page(server: str, result: bytes) -> dict[str, Any]:
+    try:
+        page = jsonrpc.decode(result)
+    except jsonrpc.MalformedError as error:
+        raise _unusable(server, str(error)) from error
+    if not isinstance(page, dict) or not isinstance(page.get("tools"), list):
+        raise _unusable(server, "tools/list has no list of tools")
+    return page
+
+
+def _usable(name: object) -> bool:
+    return isinstance(name, str) and 0 < len(name) <= 256 and name.isprintable()  # noqa: PLR2004
+
+
+def _unusable(server: str, detail: str) -> CallFailed:
+    return CallFailed(
+        Failure(
+            server=server, phase=Phase.RESULT, sent=Sent.YES, method="tools/list",
+            code="protocol", detail=detail,
+        )
+    )

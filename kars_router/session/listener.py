@@ -1,0 +1,172 @@
+"""Keeps one session's GET stream open, and says in which state it is.
+
+Owns when to open, reopen, probe or give up. Must not know what the messages mean.
+
+Source: MCP 2025-11-25 "Listening for Messages from the Server", "Resumability and Redelivery".
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from kars_router.errors import CallFailed
+from kars_router.model import Failure
+from kars_router.session.backoff import Backoff
+from kars_router.telemetry import log
+from kars_router.transports.base import Connection, Position
+
+_UNAUTHORIZED: Final = (401, 403)
+_GONE: Final = (400, 404)
+_NO_STREAM: Final = 405
+_CONFLICT: Final = 409
+# A stream that ends at once each time must not become a busy loop.
+_SHORT_LIVED: Final = 1.0
+_SHORT_ALLOWED: Final = 2
+
+
+class ListenState(enum.StrEnum):
+    """The state of a session's GET stream."""
+
+    OPENING = "opening"
+    OPEN = "open"
+    WAITING = "waiting"  # broken; another attempt is due
+    NONE = "none"  # the server offers no stream
+    CONFLICT = "conflict"  # the server says that another one is open
+    UNAUTHORIZED = "unauthorized"
+    CLOSED = "closed"
+
+
+class Listener:
+    """The GET stream of one session.
+
+    Args:
+        connection: the session's connection.
+        server: its configured name, for the log.
+        silence: seconds without a byte after which the session is probed.
+        probe: sends a ping; returns whether the session is alive.
+        lost: told when a failure means that the session is gone.
+        changed: called with (old, new) at each change of state.
+        jitter: returns a float in [0, 1).
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        server: str,
+        silence: float,
+        probe: Callable[[], Awaitable[bool]],
+        lost: Callable[[Failure], None],
+        changed: Callable[[ListenState | None, ListenState], None],
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.state = ListenState.OPENING
+        self.settled = trio.Event()
+        self.opened = 0
+        self._short = 0
+        self._connection = connection
+        self._server = server
+        self._silence = silence
+        self._probe = probe
+        self._lost = lost
+        self._changed = changed
+        self._backoff = Backoff(0.25, 30.0, jitter)
+        self._started = False
+
+    async def run(self) -> None:
+        """Holds the stream until the server offers none any more, or the session is lost.
+
+        Cancellation closes the stream.
+        """
+        position = Position()
+        self._started = True
+        self._changed(None, self.state)
+        while (pause := await self._once(position)) is not None:
+            if pause > 0:
+                self._become(ListenState.WAITING)
+                await trio.sleep(pause)
+
+    def close(self) -> None:
+        """Says that the session is over, whatever state the stream was in."""
+        if self._started:
+            self._become(ListenState.CLOSED)
+
+    async def _once(self, position: Position) -> float | None:
+        started = trio.current_time()
+        opened_before = self.opened
+        failure: Failure | None = None
+        self._become(ListenState.OPENING)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch, position, nursery.cancel_scope)
+            try:
+                await self._connection.listen(position, self._on_open)
+            except CallFailed as error:
+                failure = error.failure
+            nursery.cancel_scope.cancel()
+        if failure is not None and (self.opened == opened_before or failure.status != 200):  # noqa: PLR2004
+            return await self._refused(failure, position)
+        # The stream was open and ended, broke, or went silent. Playwright loses a ping, and with
+        # it the session, if it finds no stream at that moment: so reopen at once.
+        if trio.current_time() - started >= _SHORT_LIVED:
+            self._backoff.reset()
+            self._short = 0
+        self._short += 1
+        if self._short > _SHORT_ALLOWED:
+            return self._backoff.next(position.retry)
+        return position.retry or 0.0
+
+    async def _refused(self, failure: Failure, position: Position) -> float | None:
+        status = failure.status
+        if status == _NO_STREAM:
+            return self._stop(ListenState.NONE)
+        if status == _CONFLICT:
+            return self._stop(ListenState.CONFLICT)
+        if status in _UNAUTHORIZED:
+            log().error("listen_unauthorized", server=self._server, status=status)
+            return self._stop(ListenState.UNAUTHORIZED)
+        if status in _GONE:
+            # Some servers have no GET route at all. A session that answers a ping is not lost.
+            if self.opened == 0 and await self._probe():
+                return self._stop(ListenState.NONE)
+            self._lost(failure)
+            return self._stop(ListenState.CLOSED)
+        pause = self._backoff.next(position.retry)
+        log().warning(
+            "listen_failed", server=self._server, failure=failure.summary(), retry_in=round(pause, 3)
+        )
+        return pause
+
+    async def _watch(self, position: Position, scope: trio.CancelScope) -> None:
+        position.heard = trio.current_time()
+        while True:
+            due = position.heard + self._silence
+            if due > trio.current_time():
+                if math.isinf(due):
+                    await trio.sleep_forever()
+                await trio.sleep_until(due)
+                continue
+            log().info("listen_silent", server=self._server, seconds=self._silence)
+            await self._probe()
+            if position.heard + self._silence <= trio.current_time():
+                scope.cancel()
+                return
+
+    def _on_open(self) -> None:
+        self.opened += 1
+        self._become(ListenState.OPEN)
+        self.settled.set()
+
+    def _stop(self, state: ListenState) -> None:
+        self._become(state)
+        self.settled.set()
+
+    def _become(self, state: ListenState) -> None:
+        if state is not self.state:
+            old, self.state = self.state, state
+            self._changed(old, state)

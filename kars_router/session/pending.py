@@ -1,0 +1,63 @@
+"""A message on its way, and the one outcome that it ends with.
+
+Must not know how it is sent or what is done about a failure.
+"""
+
+from __future__ import annotations
+
+import trio
+from attrs import define, field
+
+from kars_router.model import Failure
+from kars_router.transports.base import Delivery
+from kars_router.wire.jsonrpc import Message
+
+
+@define(eq=False)
+class Pending:
+    """A request to an upstream that has not ended yet.
+
+    It ends exactly once: with the server's reply or with a failure, whichever comes first.
+
+    Attributes:
+        ident: its id on this connection, as JSON.
+        method: its method.
+        delivery: how much of it the network has accepted.
+        reply: the server's response, once there is one.
+        failure: what went wrong instead.
+        lost: whether the session was lost with this failure.
+    """
+
+    ident: bytes
+    method: str
+    payload: bytes = field(repr=False)
+    delivery: Delivery = field(factory=Delivery)
+    reply: Message | None = None
+    failure: Failure | None = None
+    lost: bool = False
+    _done: trio.Event = field(factory=trio.Event)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self.reply is not None or self.failure is not None
+
+    def resolve(self, reply: Message) -> bool:
+        """Ends it with a reply; False if it had ended already."""
+        if self.done:
+            return False
+        self.reply = reply
+        self._done.set()
+        return True
+
+    def fail(self, failure: Failure, *, lost: bool = False) -> bool:
+        """Ends it with a failure; False if it had ended already."""
+        if self.done:
+            return False
+        self.failure, self.lost = failure, lost
+        self._done.set()
+        return True
+
+    async def wait(self) -> None:
+        """Waits for the end. Cancellation leaves the request on its way."""
+        await self._done.wait()

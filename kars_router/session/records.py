@@ -1,0 +1,154 @@
+"""What must be known of agent sessions after a restart of the router.
+
+An append-only file of JSON lines, rewritten at each start: which upstream sessions an agent
+session has used (so that it can be told that they are gone), and which agent sessions have ended
+(so that their ids stay dead). Holds no ids of upstream sessions and no secrets. Without a
+directory everything is kept in memory only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from kars_router.telemetry import log
+
+FILE: Final = "sessions.jsonl"
+
+
+class Records:
+    """The records of one router.
+
+    Args:
+        directory: where the file is kept, or None.
+        lifetime: seconds after which a record is of no use any more (an agent session's longest
+            life).
+        clock: the wall clock, in seconds.
+    """
+
+    def __init__(
+        self, directory: Path | None, lifetime: float, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._lifetime = lifetime
+        self._clock = clock
+        self._used: dict[tuple[str, str], tuple[int, float]] = {}
+        self._ended: dict[str, float] = {}
+        self._file: int | None = None
+        if directory is not None:
+            path = directory / FILE
+            try:
+                directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._load(path)
+                self._rewrite(path)
+            except OSError as error:
+                log().warning("records_in_memory_only", path=str(path), error=str(error))
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def used(self, agent: str, server: str) -> int | None:
+        """The generation of a server's session that an agent session used last, or None."""
+        found = self._used.get((agent, server))
+        return found[0] if found else None
+
+    def latest(self, server: str) -> int:
+        """The highest generation on record for a server; 0 if there is none."""
+        return max((g for (_, s), (g, _) in self._used.items() if s == server), default=0)
+
+    def note_use(self, agent: str, server: str, generation: int) -> None:
+        """Records that an agent session uses a generation; repeated calls write nothing."""
+        if self.used(agent, server) == generation:
+            return
+        now = self._clock()
+        self._used[agent, server] = (generation, now)
+        self._append({"agent": agent, "server": server, "generation": generation, "at": now})
+
+    def note_end(self, agent: str) -> None:
+        """Records that an agent session has ended."""
+        now = self._clock()
+        self._ended[agent] = now
+        for key in [key for key in self._used if key[0] == agent]:
+            del self._used[key]
+        self._append({"agent": agent, "ended": True, "at": now})
+        self._forget(now)
+
+    def has_ended(self, agent: str) -> bool:
+        """Whether an agent session has ended."""
+        return agent in self._ended
+
+    def _forget(self, now: float) -> None:
+        # Ended sessions are in the order of their end, so the stale ones come first.
+        horizon = now - self._lifetime
+        while self._ended:
+            agent, at = next(iter(self._ended.items()))
+            if at > horizon:
+                return
+            del self._ended[agent]
+
+    def _load(self, path: Path) -> None:
+        horizon = self._clock() - self._lifetime
+        for row in _rows(path):
+            agent, at = row.get("agent"), row.get("at")
+            if not isinstance(agent, str) or not isinstance(at, int | float) or at < horizon:
+                continue
+            server, generation = row.get("server"), row.get("generation")
+            if row.get("ended") is True:
+                self._ended[agent] = at
+                for key in [key for key in self._used if key[0] == agent]:
+                    del self._used[key]
+            elif isinstance(server, str) and isinstance(generation, int):
+                self._used[agent, server] = (generation, at)
+
+    def _rewrite(self, path: Path) -> None:
+        fresh = path.with_suffix(f".{os.getpid()}.new")
+        handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        try:
+            for agent, at in self._ended.items():
+                _write(handle, {"agent": agent, "ended": True, "at": at})
+            for (agent, server), (generation, at) in self._used.items():
+                row = {"agent": agent, "server": server, "generation": generation, "at": at}
+                _write(handle, row)
+            os.replace(fresh, path)
+        except OSError:
+            os.close(handle)
+            with contextlib.suppress(OSError):
+                os.unlink(fresh)
+            raise
+        self._file = handle
+
+    def _append(self, row: dict[str, Any]) -> None:
+        if self._file is None:
+            return
+        try:
+            _write(self._file, row)
+        except OSError as error:
+            log().warning("records_write_failed", error=str(error))
+
+
+def _write(handle: int, row: dict[str, Any]) -> None:
+    # A line of some hundred bytes, appended in one call: short enough not to go to a thread.
+    os.write(handle, msgspec.json.encode(row) + b"\n")
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return
+    for line in text.splitlines():
+        try:
+            row = msgspec.json.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            log().warning("record_unreadable", path=str(path))  # a torn last line, usually
+            continue
+        if isinstance(row, dict):
+            yield row

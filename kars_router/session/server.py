@@ -1,0 +1,283 @@
+"""One configured server while the router runs: its catalogue, its slots, its health.
+
+Owns the session that reads the catalogue (the shared one, where sessions are shared), when the
+catalogue is read again, and the idle limit. Must not know agents beyond their identifier.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final
+
+import trio
+from attrs import frozen
+
+from kars_router.config.schema import Server, SessionScope
+from kars_router.errors import UpstreamError
+from kars_router.hookspecs import Credentials
+from kars_router.model import Failure, ServerInfo, SessionInfo
+from kars_router.plugins import Plugins
+from kars_router.session import catalogue
+from kars_router.session.backoff import Backoff
+from kars_router.session.catalogue import Catalogue
+from kars_router.session.listener import ListenState
+from kars_router.session.records import Records
+from kars_router.session.slot import Slot
+from kars_router.session.upstream import SessionOptions, UpstreamSession, open_session
+from kars_router.telemetry import Metrics, log
+from kars_router.transports.base import Connection, Deliver
+from kars_router.wire import jsonrpc
+from kars_router.wire.jsonrpc import Message
+
+_DEBOUNCE_SECONDS: Final = 0.2
+_RETRY_CAP: Final = 10.0
+_RESTARTED: Final = "the router was restarted"
+
+# Makes one session's connection: takes the sink for messages and the credentials.
+Connector = Callable[[Deliver, Credentials | None], Connection]
+
+
+@frozen(kw_only=True)
+class Surroundings:
+    """What every server of a router shares."""
+
+    plugins: Plugins
+    metrics: Metrics
+    records: Records
+    version: str
+    tool_limit: int
+    changed: Callable[[str], None]
+
+
+class ServerRuntime:
+    """A server while the router runs.
+
+    Attributes:
+        settings: its configuration.
+        catalogue: the tools it was last seen to offer; kept while it is down.
+        state: `starting`, `ready` or `down`.
+        error: what was wrong last, for the operator; empty if nothing is.
+        tried: set once the first attempt to read the catalogue has ended.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: Server,
+        connector: Connector,
+        around: Surroundings,
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        self.info = _info(name, settings)
+        self.catalogue = Catalogue()
+        self.state = "starting"
+        self.error = ""
+        self.tried = trio.Event()
+        self.slots: dict[str, Slot] = {}
+        self.instructions = ""
+        self._definitions: list[dict[str, Any]] = []
+        self._connector = connector
+        self._around = around
+        self._credentials = around.plugins.credentials(self.info)
+        self._relist = trio.Event()
+        self._poked = trio.Event()
+        self._attempted = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self._scope = trio.CancelScope()
+        self._stopped = trio.Event()
+
+    @property
+    def shared(self) -> bool:
+        """Whether all agents share one session."""
+        return self.settings.session_scope is SessionScope.SHARED
+
+    async def run(self) -> None:
+        """Reads the catalogue, keeps it fresh, and runs the slots, until stopped or cancelled."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    keeper = self._new_slot("")
+                    nursery.start_soon(self._expire)
+                    await self._keep(keeper)
+        finally:
+            self._nursery = None
+            self.tried.set()
+            self._stopped.set()
+
+    async def try_now(self, seconds: float) -> None:
+        """Has a server that is down tried at once; waits for that for so many seconds at most."""
+        if self.state == "ready" or self._nursery is None:
+            return
+        self._poked.set()
+        with trio.move_on_after(seconds):
+            await self._attempted.wait()
+
+    async def stop(self) -> None:
+        """Ends every session of the server; returns when that is done."""
+        self._scope.cancel()
+        await self._stopped.wait()
+
+    def slot_for(self, agent: str) -> Slot | None:
+        """The slot whose sessions serve an agent; None once the server is stopping."""
+        key = "" if self.shared else agent
+        slot = self.slots.get(key)
+        if slot is None and self._nursery is not None:
+            slot = self._new_slot(key)
+        return slot
+
+    def end_agent(self, agent: str, reason: str) -> None:
+        """Ends an agent's own sessions, in the background; shared ones live on."""
+        slot = None if self.shared else self.slots.pop(agent, None)
+        if slot is not None and self._nursery is not None:
+            self._nursery.start_soon(slot.close, reason)
+
+    def update(self, settings: Server) -> None:
+        """Takes over settings that concern no session: which tools are admitted, and limits."""
+        self.settings = settings
+        self.info = _info(self.name, settings)
+        self._rebuild()
+
+    def _new_slot(self, key: str) -> Slot:
+        records = self._around.records
+        before = records.latest(self.name) if self.shared or not key else (
+            records.used(key, self.name) or 0
+        )
+        slot = Slot(
+            self.name,
+            key,
+            self._open,
+            self._around.metrics,
+            opened=self._around.plugins.session_opened,
+            closed=self._around.plugins.session_closed,
+            generation=before,
+            lost_reason=_RESTARTED if before else "",
+        )
+        self.slots[key] = slot
+        # The one place where a nursery is used across modules: a slot's task belongs to the
+        # server, whoever asked for it.
+        nursery = self._nursery
+        if nursery is not None:
+            nursery.start_soon(slot.run)
+        return slot
+
+    def _open(self) -> AbstractAsyncContextManager[UpstreamSession]:
+        timeouts = self.settings.timeouts
+        options = SessionOptions(
+            server=self.name,
+            connect_timeout=timeouts.connect,
+            silence=self.settings.listen_silence,
+            client_version=self._around.version,
+        )
+        return open_session(
+            options,
+            lambda deliver: self._connector(deliver, self._credentials),
+            classify=self._around.plugins.classify_loss,
+            metrics=self._around.metrics,
+            on_notification=self._notified,
+            on_listen=self._listening,
+        )
+
+    async def _keep(self, keeper: Slot) -> None:
+        backoff = Backoff(0.25, _RETRY_CAP, random.random)
+        while True:
+            try:
+                session = await keeper.acquire()
+                self._relist = trio.Event()
+                await self._read(session)
+            except UpstreamError as error:
+                self._down(error.failure)
+                self._settle()
+                with trio.move_on_after(backoff.next()):
+                    await self._poked.wait()
+                continue
+            self._settle()
+            backoff.reset()
+            await _either(session.ended, self._relist)
+            # Servers announce a change several times within milliseconds.
+            await trio.sleep(_DEBOUNCE_SECONDS)
+
+    async def _read(self, session: UpstreamSession) -> None:
+        async def fetch(params: bytes) -> bytes:
+            limit = self.settings.timeouts.connect * 2
+            return await session.request("tools/list", params, time_limit=limit)
+
+        capabilities = session.initialized.get("capabilities")
+        if isinstance(capabilities, dict) and "tools" in capabilities:
+            limit = self._around.tool_limit
+            self._definitions = await catalogue.read_definitions(self.name, fetch, limit=limit)
+        else:
+            self._definitions = []
+        text = session.initialized.get("instructions")
+        self.instructions = text if isinstance(text, str) else ""
+        if self.state != "ready":
+            log().info("server_ready", server=self.name, tools=len(self._definitions))
+        self.state, self.error = "ready", ""
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        fresh = catalogue.build(self.info, self._definitions, self._around.plugins.admits_tool)
+        changed = not fresh.same_as(self.catalogue)
+        self.catalogue = fresh
+        if changed:
+            log().info(
+                "tools_changed", server=self.name, tools=len(fresh.tools), hidden=fresh.hidden
+            )
+            self._around.changed(self.name)
+
+    def _settle(self) -> None:
+        self.tried.set()
+        attempted, self._attempted = self._attempted, trio.Event()
+        self._poked = trio.Event()
+        attempted.set()
+
+    def _down(self, failure: Failure) -> None:
+        self.error = failure.summary()
+        if self.state != "down":
+            self.state = "down"
+            log().warning("server_down", server=self.name, failure=self.error)
+
+    def _notified(self, message: Message) -> None:
+        if message.method == "notifications/tools/list_changed":
+            self._relist.set()
+        else:
+            self._around.metrics.dropped.labels(self.name, "notification").inc()
+
+    def _listening(self, old: ListenState | None, new: ListenState) -> None:
+        gauge = self._around.metrics.listen_state
+        if old is not None and old is not ListenState.CLOSED:
+            gauge.labels(self.name, old.value).dec()
+        if new is not ListenState.CLOSED:
+            gauge.labels(self.name, new.value).inc()
+        log().debug("listen_state", server=self.name, state=new.value)
+
+    async def _expire(self) -> None:
+        idle = self.settings.timeouts.idle
+        while True:
+            await trio.sleep(min(idle / 4, 30.0))
+            idle = self.settings.timeouts.idle
+            for key, slot in list(self.slots.items()):
+                if key:
+                    slot.retire_if_idle(idle)
+
+
+def _info(name: str, settings: Server) -> ServerInfo:
+    return ServerInfo(
+        name=name,
+        allowed_tools=settings.allowed_tools,
+        bearer_from_env=settings.bearer_from_env or "",
+        bearer_from_file=str(settings.bearer_from_file or ""),
+    )
+
+
+async def _either(first: trio.Event, second: trio.Event) -> None:
+    async def watch(event: trio.Event, scope: trio.CancelScope) -> None:
+        await event.wait()
+        scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch, first, nursery.cancel_scope)
+        nursery.start_soon(watch, second, nursery.cancel_scope)

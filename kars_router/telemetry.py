@@ -1,0 +1,126 @@
+"""Log lines and metrics: how they are set up and what they are called.
+
+One line in the log, one metric and one status field say what happened; this module owns the
+first two. Must not know who emits them.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, Final, Literal, TextIO
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def log() -> structlog.typing.FilteringBoundLogger:
+    """The logger; takes an event name and key-value pairs."""
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+    return logger
+
+
+def configure_logging(
+    *, level: str = "info", style: Literal["json", "console", "auto"] = "auto", stream: TextIO | None = None
+) -> None:
+    """Sets the process's logging up; called once by an entry point.
+
+    Args:
+        level: debug, info, warning or error.
+        style: `auto` is console on a terminal, JSON lines elsewhere.
+        stream: where lines go; standard error by default.
+    """
+    out = sys.stderr if stream is None else stream
+    console = style == "console" or (style == "auto" and out.isatty())
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            *([] if console else [structlog.processors.format_exc_info]),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.WriteLoggerFactory(file=out),
+        cache_logger_on_first_use=True,
+    )
+
+
+class _Forward(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        fields: dict[str, Any] = {"message": record.getMessage()}
+        if record.exc_info:
+            fields["exc_info"] = record.exc_info
+        log().log(record.levelno, "http_server", **fields)
+
+
+def server_logger() -> logging.Logger:
+    """A standard logger for hypercorn whose records become our log lines, warnings and up."""
+    logger = logging.Logger("kars_router.hypercorn", logging.WARNING)
+    logger.addHandler(_Forward())
+    return logger
+
+
+class Metrics:
+    """The router's metrics, one registry for each router.
+
+    Names start with `kars_`; label values come from the configuration or from fixed sets, never
+    from an agent or a server.
+    """
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.agent_sessions = Gauge(
+            "kars_agent_sessions", "Live agent sessions.", registry=registry
+        )
+        self.sessions = Gauge(
+            "kars_upstream_sessions", "Live upstream sessions.", ["server"], registry=registry
+        )
+        self.generations = Counter(
+            "kars_upstream_generations", "Upstream sessions opened.", ["server"], registry=registry
+        )
+        self.losses = Counter(
+            "kars_session_losses", "Upstream sessions lost.", ["server", "reason"], registry=registry
+        )
+        self.pings = Counter(
+            "kars_pings", "Pings of servers, by what became of the answer.",
+            ["server", "outcome"], registry=registry,
+        )
+        self.pong_seconds = Histogram(
+            "kars_pong_seconds", "From a ping's arrival to the server's receipt of the answer.",
+            ["server"], buckets=_BUCKETS, registry=registry,
+        )
+        self.calls = Counter(
+            "kars_calls", "Tool calls by fate.", ["server", "fate", "code"], registry=registry
+        )
+        self.replays = Counter(
+            "kars_replays", "Calls sent again after a loss.", ["server"], registry=registry
+        )
+        self.listen_state = Gauge(
+            "kars_listen_streams", "GET streams by state.", ["server", "state"], registry=registry
+        )
+        self.dropped = Counter(
+            "kars_dropped_messages", "Messages of servers that nobody took.",
+            ["server", "kind"], registry=registry,
+        )
+        self.notifications_dropped = Counter(
+            "kars_agent_notifications_dropped", "Notifications an agent's full queue gave up.",
+            registry=registry,
+        )
+        self.plugin_errors = Counter(
+            "kars_plugin_errors", "Plugin calls that raised.", ["plugin", "hook"], registry=registry
+        )
+        self.reloads = Counter(
+            "kars_config_reloads", "Configuration reloads.", ["outcome"], registry=registry
+        )
+
+    def render(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,204 @@
+"""Kept connections of one origin: who may have one, which idle one is reused, which is closed.
+
+Owns places, connections and counters. Must not know HTTP: it is told whether a connection may be
+kept and for how long.
+
+State first, I/O after: methods without `async` change the state and put what is to be closed
+aside; `bury` closes it. So an error or a cancellation at any checkpoint finds the state consistent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Final
+
+import trio
+from attrs import define, frozen
+
+from kars_router.transports.http_streams import is_stale
+
+_CLOSE_SECONDS: Final = 1.0
+
+
+@frozen(kw_only=True)
+class PoolStats:
+    """Counters for a status page.
+
+    Attributes:
+        open: connections that are open now.
+        idle: those of them that wait for a request.
+        in_use: those of them that carry an exchange.
+        waiting: ordinary requests that wait for a place.
+        opened_total: connections ever opened.
+        stale_dropped: idle connections found dead before or while being reused.
+        expired_dropped: idle connections closed because their time was over.
+    """
+
+    open: int
+    idle: int
+    in_use: int
+    waiting: int
+    opened_total: int
+    stale_dropped: int
+    expired_dropped: int
+
+
+@define(eq=False)
+class Connection:
+    """An open stream, and the `trio.current_time()` until which it may idle."""
+
+    stream: trio.abc.Stream
+    expires: float = 0.0
+
+
+@define(eq=False, kw_only=True)
+class Lease:
+    """A place in the pool, and the connection that goes with it; the pool alone changes it.
+
+    Attributes:
+        control: it takes none of the ordinary places.
+        connection: None before there is one, and after the release.
+        released: it is over.
+    """
+
+    control: bool
+    connection: Connection | None = None
+    released: bool = False
+
+
+class Pool:
+    """The connections of one origin.
+
+    `max_connections` bounds ordinary leases, which wait for a place in the order they came.
+    Control leases have no bound of their own: there is one GET stream, one DELETE and a pong or
+    two for each session, so the number of sessions bounds them already, whereas any limit shared
+    by GET streams (which never end) and pongs (which must not wait) would one day make a pong
+    wait for a GET stream.
+
+    Idle connections are reused last in, first out, so that the surplus of a burst ages and goes.
+    There is no background task: what has expired is closed at the next lease or release.
+
+    Attributes:
+        closed: `aclose` was called; leases are still given, and their users have to look here.
+
+    Args:
+        max_connections: most ordinary leases at a time, and most idle connections; at least 1.
+
+    Raises:
+        ValueError: `max_connections` is less than 1.
+    """
+
+    def __init__(self, max_connections: int) -> None:
+        if max_connections < 1:
+            raise ValueError("max_connections must be at least 1")
+        self.closed = False
+        self._limit = max_connections
+        self._places = trio.Semaphore(max_connections, max_value=max_connections)
+        self._idle: list[Connection] = []  # oldest first
+        self._in_use: set[Connection] = set()
+        self._doomed: list[trio.abc.Stream] = []
+        self._opened = 0
+        self._stale = 0
+        self._expired = 0
+
+    async def lease(self, lease: Lease) -> None:
+        """Wait for a place; there is no waiting, and no checkpoint, if the lease is for control.
+
+        Cancelled, the place is not taken. Otherwise it must be given back by `release`.
+        """
+        if lease.control:
+            return
+        try:
+            self._places.acquire_nowait()  # succeeds only when nobody waits
+        except trio.WouldBlock:
+            await self._places.acquire()
+
+    async def take_idle(self, lease: Lease) -> bool:
+        """Take the idle connection that was used last and is alive; False if there is none.
+
+        Cancelled in the middle, the lease holds a connection in doubt, to be released as usual.
+        """
+        self._sweep()
+        while self._idle and lease.connection is None:
+            connection = lease.connection = self._idle.pop()
+            self._in_use.add(connection)
+            if await is_stale(connection.stream):
+                self.drop_stale(lease)
+        await self.bury()
+        return lease.connection is not None
+
+    def adopt(self, lease: Lease, stream: trio.abc.Stream) -> None:
+        """Take a connection that was just opened."""
+        lease.connection = Connection(stream)
+        self._in_use.add(lease.connection)
+        self._opened += 1
+
+    def drop_stale(self, lease: Lease) -> None:
+        """Give up a reused connection that turned out to be dead, and keep the place."""
+        self._stale += 1
+        self._let_go(lease, 0.0)
+
+    def release(self, lease: Lease, *, keep_seconds: float = 0.0) -> None:
+        """Give the place back, and the connection: kept for that long, or put aside. Idempotent.
+
+        The caller then calls `bury`.
+        """
+        if lease.released:
+            return
+        lease.released = True
+        self._let_go(lease, keep_seconds)
+        self._sweep()
+        if not lease.control:
+            self._places.release()
+
+    async def bury(self) -> None:
+        """Close what was put aside. Shielded from cancellation; closing sends nothing."""
+        while self._doomed:
+            stream = self._doomed.pop()
+            with (
+                trio.move_on_after(_CLOSE_SECONDS, shield=True),
+                contextlib.suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError),
+            ):
+                await trio.aclose_forcefully(stream)
+
+    async def aclose(self) -> None:
+        """Close every connection, those in use too; their users get an error. Idempotent."""
+        self.closed = True
+        self._doomed.extend(connection.stream for connection in (*self._idle, *self._in_use))
+        self._idle.clear()
+        self._in_use.clear()
+        await self.bury()
+
+    def stats(self) -> PoolStats:
+        """The counters as they are now."""
+        return PoolStats(
+            open=len(self._idle) + len(self._in_use),
+            idle=len(self._idle),
+            in_use=len(self._in_use),
+            waiting=self._places.statistics().tasks_waiting,
+            opened_total=self._opened,
+            stale_dropped=self._stale,
+            expired_dropped=self._expired,
+        )
+
+    def _let_go(self, lease: Lease, keep_seconds: float) -> None:
+        connection, lease.connection = lease.connection, None
+        if connection is None or connection not in self._in_use:
+            return  # there was none, or the pool was closed and has closed it
+        self._in_use.remove(connection)
+        if keep_seconds > 0.0:
+            connection.expires = trio.current_time() + keep_seconds
+            self._idle.append(connection)
+        else:
+            self._doomed.append(connection.stream)
+
+    def _sweep(self) -> None:
+        if not self._idle:
+            return
+        now = trio.current_time()
+        kept = [connection for connection in self._idle if connection.expires > now]
+        gone = [connection for connection in self._idle if connection.expires <= now]
+        self._expired += len(gone)
+        surplus = max(0, len(kept) - self._limit)
+        self._doomed.extend(connection.stream for connection in (*gone, *kept[:surplus]))
+        self._idle = kept[surplus:]

@@ -1,0 +1,138 @@
+"""Streams to an upstream: opening them, and what has to be known of them besides their bytes.
+
+Owns TCP and TLS set-up, the count of accepted bytes, the check of an idle stream. Must not know
+HTTP or the pool.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+Opener = Callable[[str, int, ssl.SSLContext | None], Awaitable[trio.abc.Stream]]
+
+_CLOSE_SECONDS: Final = 1.0
+_PROBE_SECONDS: Final = 0.001  # for streams that cannot be asked whether they have something
+
+
+class CountedStream(trio.abc.Stream):
+    """A socket stream that knows how many bytes the kernel has taken.
+
+    `trio.SocketStream.send_all` does not say how far it got when it fails, and the fate of a call
+    hangs on it: nothing accepted means certainly not executed.
+
+    Bytes that the kernel accepted count as sent, although it may never have transmitted them:
+    from there on nobody can tell. It may hold them, or have sent them and lost the
+    acknowledgement, or the server may have acted on them and been reset since.
+
+    Attributes:
+        socket: the Trio socket underneath.
+        sent: bytes accepted since the stream was opened.
+
+    Args:
+        stream: the stream to wrap; closed together with this one.
+    """
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self.socket: trio.socket.SocketType = stream.socket
+        self.sent = 0
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send `data`, counting. Cancelled in the middle, `sent` is exact."""
+        rest = memoryview(data)
+        while rest:
+            try:
+                taken = await self.socket.send(rest)
+            except OSError as exc:
+                if self.socket.fileno() < 0:
+                    raise trio.ClosedResourceError("this connection was closed here") from exc
+                raise trio.BrokenResourceError(str(exc)) from exc
+            self.sent += taken
+            rest = rest[taken:]
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """As for `trio.abc.SendStream`."""
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """As for `trio.abc.ReceiveStream`."""
+        return bytes(await self._stream.receive_some(max_bytes))
+
+    async def aclose(self) -> None:
+        """As for `trio.abc.AsyncResource`."""
+        await self._stream.aclose()
+
+
+async def open_stream(host: str, port: int, context: ssl.SSLContext | None) -> trio.abc.Stream:
+    """Connect over TCP, and TLS if there is a context; the default `Opener`.
+
+    Args:
+        host: a name, or an address without brackets.
+        port: 1 to 65535.
+        context: checks the server's certificate against `host`, which is also sent as SNI.
+
+    Raises:
+        OSError: no connection.
+        trio.BrokenResourceError: no TLS; the cause says why.
+        ValueError: `host` cannot be a host name.
+
+    Cancelled, it leaves no socket open.
+    """
+    tcp = CountedStream(await trio.open_tcp_stream(host, port))  # Trio sets TCP_NODELAY
+    if context is None:
+        return tcp
+    try:
+        # RFC 6066 section 3: no trailing dot in SNI. `https_compatible`: RFC 9112 section 9.8; many
+        # servers close without a close_notify, and framing tells a cut body anyway.
+        tls = trio.SSLStream(
+            tcp, context, server_hostname=host.removesuffix("."), https_compatible=True
+        )
+        await tls.do_handshake()
+    except BaseException:
+        with trio.move_on_after(_CLOSE_SECONDS, shield=True):
+            await trio.aclose_forcefully(tcp)
+        raise
+    return tls
+
+
+def bytes_sent(stream: trio.abc.Stream) -> int | None:
+    """How many bytes the network has accepted from `stream`; None if it does not count.
+
+    For TLS these are bytes of ciphertext; none of them means no byte of plaintext either.
+    """
+    sent = getattr(_innermost(stream), "sent", None)
+    return sent if isinstance(sent, int) else None
+
+
+async def is_stale(stream: trio.abc.Stream) -> bool:
+    """Tell whether an idle stream has ended, failed or holds bytes that nobody asked for.
+
+    Takes no time for a socket and about a millisecond for anything else. It may consume a byte,
+    so a stale stream is good for closing only. Cancelled, the stream is in doubt as well.
+    """
+    innermost = _innermost(stream)
+    patience = _PROBE_SECONDS
+    if isinstance(innermost, CountedStream):
+        if innermost.socket.is_readable():
+            return True  # an end, an error, bytes, or a late TLS record: not worth telling apart
+        if innermost is stream:
+            return False
+        # Whole TLS records may wait above the socket. With a deadline that has passed but was not
+        # delivered yet, `receive_some` takes what is there and gives up where it would wait.
+        patience = 0.0
+    with trio.move_on_after(patience):
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await stream.receive_some(1)
+        return True
+    return False
+
+
+def _innermost(stream: trio.abc.Stream) -> trio.abc.Stream:
+    while isinstance(stream, trio.SSLStream):
+        stream = stream.transport_stream
+    return stream

@@ -1,0 +1,384 @@
+"""Streamable HTTP as a client: one POST for each message, one GET stream, one DELETE.
+
+Owns headers, content types and event streams of one session. Must not know whether a failure is
+a loss, nor when to try again.
+
+Source: MCP 2025-11-25 "Transports / Streamable HTTP".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+from urllib.parse import urlsplit
+
+import httpx
+import trio
+
+from kars_router.errors import CallFailed, UserError
+from kars_router.hookspecs import Credentials
+from kars_router.model import Failure, Phase, Sent
+from kars_router.transports.base import Deliver, Delivery, Position
+from kars_router.telemetry import log
+from kars_router.transports.http import Exchange
+from kars_router.wire import eras, jsonrpc, sse
+
+_EXCERPT: Final = 512
+_MAX_REDIRECTS: Final = 3
+_REDIRECTS: Final = (307, 308)
+_UNAUTHORIZED: Final = (401, 403)
+_NO_BODY: Final = (202, 204)
+_DRAIN_SECONDS: Final = 1.0
+
+
+class StreamableHttp:
+    """One session over Streamable HTTP.
+
+    Args:
+        client: the session's own client (it holds the session's cookies).
+        url: the server's endpoint.
+        server: its configured name, for failures.
+        deliver: takes every message that arrives, at once and without waiting.
+        credentials: supplies authentication, or None.
+        headers: static extra headers.
+        connect_timeout: seconds to get a connection, and for control messages as a whole.
+        event_limit: most bytes of one event.
+        body_limit: most bytes of one JSON response.
+    """
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        url: str,
+        *,
+        server: str,
+        deliver: Deliver,
+        credentials: Credentials | None = None,
+        headers: Mapping[str, str] | None = None,
+        connect_timeout: float = 5.0,
+        event_limit: int = 16 * 1024 * 1024,
+        body_limit: int = 64 * 1024 * 1024,
+    ) -> None:
+        self.session_id: str | None = None
+        self.revision: str | None = None
+        self._client = client
+        self._url = httpx.URL(url)
+        self._server = server
+        self._deliver = deliver
+        self._credentials = credentials
+        self._extra = dict(headers or {})
+        self._authorized = False
+        self._auth: Mapping[str, str] = {}
+        self._event_limit = event_limit
+        self._body_limit = body_limit
+        self._timeout = httpx.Timeout(None, connect=connect_timeout, write=connect_timeout)
+
+    async def send(
+        self, payload: bytes, *, method: str, delivery: Delivery, control: bool = False
+    ) -> None:
+        """See `Connection.send`."""
+        response = await self._open(
+            "POST", payload, name=method, delivery=delivery, control=control
+        )
+        try:
+            await self._read_answer(response, method)
+        finally:
+            await _release(response)
+
+    async def listen(self, position: Position, on_open: Callable[[], None]) -> None:
+        """See `Connection.listen`."""
+        extra = {"accept": eras.STREAM_TYPE}
+        if position.last_event_id is not None:
+            extra[eras.LAST_EVENT_ID_HEADER] = position.last_event_id
+        response = await self._open(
+            "GET", None, name="GET", delivery=Delivery(), control=True, extra=extra
+        )
+        try:
+            kind = _media_type(response)
+            if kind != eras.STREAM_TYPE:
+                raise self._failure(
+                    Phase.LISTEN, "GET", f"a GET was answered with {kind or 'no content type'}",
+                    code="protocol", status=response.status_code, sent=Sent.YES,
+                )
+            on_open()
+            decoder = sse.Decoder(self._event_limit)
+            decoder.last_event_id = position.last_event_id
+            await self._read_events(response, decoder, "GET", position)
+        finally:
+            await _release(response)
+
+    async def close(self) -> None:
+        """See `Connection.close`."""
+        if self.session_id is None:
+            return
+        response = await self._open(
+            "DELETE", None, name="DELETE", delivery=Delivery(), control=True, tolerated=(404, 405)
+        )
+        await _release(response)
+
+    async def _open(
+        self,
+        verb: str,
+        payload: bytes | None,
+        *,
+        name: str,
+        delivery: Delivery,
+        control: bool,
+        extra: Mapping[str, str] | None = None,
+        tolerated: tuple[int, ...] = (),
+    ) -> httpx.Response:
+        refreshed = False
+        url = self._url
+        redirects = 0
+        while True:
+            await self._authorize(name, refresh=False)
+            response = await self._once(
+                verb, url, payload, name=name, delivery=delivery, control=control, extra=extra
+            )
+            status = response.status_code
+            if status < 300 or status in tolerated:  # noqa: PLR2004 - the 2xx class
+                return response
+            if status in _REDIRECTS and redirects < _MAX_REDIRECTS:
+                target = self._same_origin(response)
+                if target is not None:
+                    await _release(response)
+                    url, redirects = target, redirects + 1
+                    continue
+            if status in _UNAUTHORIZED and self._credentials is not None and not refreshed:
+                await _release(response)
+                refreshed = True
+                await self._authorize(name, refresh=True)
+                continue
+            raise await self._refused(response, verb, name)
+
+    async def _once(
+        self,
+        verb: str,
+        url: httpx.URL,
+        payload: bytes | None,
+        *,
+        name: str,
+        delivery: Delivery,
+        control: bool,
+        extra: Mapping[str, str] | None,
+    ) -> httpx.Response:
+        exchange = Exchange(control=control)
+        headers = {**self._extra, **self._auth, "accept": eras.ACCEPT_BOTH}
+        if payload is not None:
+            headers["content-type"] = eras.JSON_TYPE
+        if self.session_id is not None:
+            headers[eras.SESSION_HEADER] = self.session_id
+        if self.revision is not None:
+            headers[eras.VERSION_HEADER] = self.revision
+        headers.update(extra or {})
+        request = self._client.build_request(
+            verb,
+            url,
+            content=payload,
+            headers=headers,
+            timeout=self._timeout,
+            extensions={"kars_exchange": exchange},
+        )
+        delivery.sent = Sent.NO
+        phase = Phase.CONNECT
+        try:
+            return await self._client.send(request, stream=True)
+        except httpx.TransportError as error:
+            if exchange.complete:
+                phase = Phase.AWAIT
+            elif exchange.accepted:
+                phase = Phase.SEND
+            raise self._failure(
+                phase, name, _describe(error), code=_code_of(error), sent=_sent(exchange)
+            ) from error
+        finally:
+            delivery.sent = _sent(exchange)
+
+    async def _authorize(self, name: str, *, refresh: bool) -> None:
+        if self._credentials is None or (self._authorized and not refresh):
+            return
+        try:
+            self._auth = await self._credentials.headers(refresh=refresh)
+        except UserError as error:
+            raise self._failure(
+                Phase.CONNECT, name, str(error), code="credentials"
+            ) from error
+        self._authorized = True
+
+    def _same_origin(self, response: httpx.Response) -> httpx.URL | None:
+        try:
+            target = response.url.join(response.headers.get("location", ""))
+        except httpx.InvalidURL:
+            return None
+        return target if _origin(target) == _origin(self._url) and not target.userinfo else None
+
+    async def _refused(self, response: httpx.Response, verb: str, name: str) -> CallFailed:
+        body = b""
+        try:
+            with trio.move_on_after(_DRAIN_SECONDS):
+                async for chunk in response.aiter_bytes():
+                    body += chunk
+                    if len(body) >= _EXCERPT:
+                        break
+        except (httpx.TransportError, httpx.DecodingError):
+            pass  # the status alone is enough to judge by
+        finally:
+            await _release(response)
+        status = response.status_code
+        code, rpc_code = "http_status", None
+        if body.lstrip().startswith(b"{"):
+            try:
+                message = jsonrpc.parse(body)
+            except jsonrpc.MalformedError:
+                pass
+            else:
+                rpc_code = jsonrpc.error_code(message.error)[0] if message.error else None
+        if 300 <= status < 400:  # noqa: PLR2004 - the 3xx class
+            code = "redirect"
+        return self._failure(
+            Phase.LISTEN if verb == "GET" else Phase.AWAIT,
+            name,
+            f"{verb} was refused",
+            code=code,
+            status=status,
+            body=body[:_EXCERPT].decode("utf-8", "replace"),
+            rpc_code=rpc_code,
+            sent=Sent.YES,
+        )
+
+    async def _read_answer(self, response: httpx.Response, name: str) -> None:
+        session_id = response.headers.get(eras.SESSION_HEADER)
+        if session_id and self.session_id is None and name == "initialize":
+            self.session_id = session_id
+        if response.status_code in _NO_BODY:
+            return
+        kind = _media_type(response)
+        if kind == eras.STREAM_TYPE:
+            await self._read_events(response, sse.Decoder(self._event_limit), name, Position())
+            return
+        body = await self._read_body(response, name)
+        if not body.strip():
+            return
+        if kind != eras.JSON_TYPE:
+            raise self._failure(
+                Phase.STREAM, name, f"an answer of type {kind or '(none)'}", code="protocol",
+                status=response.status_code, sent=Sent.YES,
+                body=body[:_EXCERPT].decode("utf-8", "replace"),
+            )
+        try:
+            self._take(body)
+        except jsonrpc.MalformedError as error:
+            raise self._failure(
+                Phase.STREAM, name, f"the server sent {error}", code="protocol",
+                status=response.status_code, sent=Sent.YES,
+            ) from error
+
+    async def _read_body(self, response: httpx.Response, name: str) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async for chunk in response.aiter_bytes():
+                size += len(chunk)
+                if size > self._body_limit:
+                    raise self._failure(
+                        Phase.STREAM, name, f"an answer exceeds {self._body_limit} bytes",
+                        code="too_large", status=response.status_code, sent=Sent.YES,
+                    )
+                parts.append(chunk)
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise self._failure(
+                Phase.STREAM, name, _describe(error), code="broken_stream",
+                status=response.status_code, sent=Sent.YES,
+            ) from error
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _read_events(
+        self, response: httpx.Response, decoder: sse.Decoder, name: str, position: Position
+    ) -> None:
+        phase = Phase.LISTEN if name == "GET" else Phase.STREAM
+        try:
+            async for chunk in response.aiter_bytes():
+                position.heard = trio.current_time()
+                events = decoder.feed(chunk)
+                position.last_event_id, position.retry = decoder.last_event_id, decoder.retry
+                for event in events:
+                    if event.event == "message" and event.data:
+                        self._take_event(event.data)
+        except (httpx.TransportError, httpx.DecodingError, sse.EventTooLargeError) as error:
+            raise self._failure(
+                phase, name, _describe(error), code="broken_stream",
+                status=response.status_code, sent=Sent.YES,
+            ) from error
+
+    def _take_event(self, data: bytes) -> None:
+        # One bad event says nothing about the ones after it, so the stream goes on; a call whose
+        # answer it was ends as a stream without an answer.
+        try:
+            self._take(data)
+        except jsonrpc.MalformedError as error:
+            log().warning("malformed_message", server=self._server, error=str(error))
+
+    def _take(self, data: bytes) -> None:
+        if jsonrpc.is_batch(data):
+            messages = [jsonrpc.parse(part) for part in jsonrpc.split_batch(data)]
+        else:
+            messages = [jsonrpc.parse(data)]
+        for message in messages:
+            self._deliver(message)
+
+    def _failure(
+        self,
+        phase: Phase,
+        name: str,
+        detail: str,
+        *,
+        code: str,
+        sent: Sent = Sent.NO,
+        status: int | None = None,
+        body: str = "",
+        rpc_code: int | None = None,
+    ) -> CallFailed:
+        return CallFailed(
+            Failure(
+                server=self._server, phase=phase, sent=sent, status=status, body=body,
+                rpc_code=rpc_code, had_session=self.session_id is not None, method=name,
+                detail=detail, code=code,
+            )
+        )
+
+
+def _sent(exchange: Exchange) -> Sent:
+    if exchange.complete:
+        return Sent.YES
+    return Sent.PARTLY if exchange.accepted else Sent.NO
+
+
+def _media_type(response: httpx.Response) -> str:
+    value: str = response.headers.get("content-type", "")
+    return value.partition(";")[0].strip().lower()
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    parts = urlsplit(str(url))
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, (parts.hostname or "").lower(), port
+
+
+def _describe(error: Exception) -> str:
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _code_of(error: httpx.TransportError) -> str:
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return "connect"
+    if isinstance(error, httpx.PoolTimeout):
+        return "busy"
+    return "transport"
+
+
+async def _release(response: httpx.Response) -> None:
+    # Closing a response whose body was not read to its end drops the connection, which may say
+    # goodbye to a TLS peer; that must not hold anything up.
+    with trio.move_on_after(_DRAIN_SECONDS, shield=True):
+        await response.aclose()

@@ -1,0 +1,68 @@
+"""MCP revisions, the era they belong to, header names, version negotiation.
+
+Must not know sessions or sockets.
+
+Source: MCP "Versioning" and "Lifecycle"; transports of 2025-03-26, 2025-06-18, 2025-11-25.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+
+class Era(enum.Enum):
+    """How peers of a revision talk: by handshake and session, or by self-contained requests."""
+
+    HANDSHAKE = "handshake"
+    STATELESS = "stateless"
+
+
+# Newest first: the first one is what we ask a server for.
+HANDSHAKE_REVISIONS: Final = ("2025-11-25", "2025-06-18", "2025-03-26")
+LATEST_HANDSHAKE: Final = HANDSHAKE_REVISIONS[0]
+# A client that names no version is held to be of this one (2025-06-18, "Protocol Version Header").
+ASSUMED_REVISION: Final = "2025-03-26"
+BATCH_REVISION: Final = "2025-03-26"
+
+SESSION_HEADER: Final = "mcp-session-id"
+VERSION_HEADER: Final = "mcp-protocol-version"
+LAST_EVENT_ID_HEADER: Final = "last-event-id"
+
+JSON_TYPE: Final = "application/json"
+STREAM_TYPE: Final = "text/event-stream"
+ACCEPT_BOTH: Final = f"{JSON_TYPE}, {STREAM_TYPE}"
+
+
+def negotiate(asked: str) -> str:
+    """The revision a server answers with: the one asked for if known, else its latest."""
+    return asked if asked in HANDSHAKE_REVISIONS else LATEST_HANDSHAKE
+
+
+def is_usable(offered: str) -> bool:
+    """Whether a client of ours can go on after a server offered this revision.
+
+    2024-11-05 is accepted from servers: they send it over Streamable HTTP, too, and what is used
+    here (tools, ping) is the same in it.
+    """
+    return offered in HANDSHAKE_REVISIONS or offered == "2024-11-05"
+
+
+def allows_batch(revision: str) -> bool:
+    """Whether a peer of this revision may send JSON-RPC batches."""
+    return revision == BATCH_REVISION
+
+
+def accepts(header: str, media_type: str) -> bool:
+    """Whether an Accept header admits a media type (RFC 9110, section 12.5.1).
+
+    Wildcards count; a range with q=0 does not.
+    """
+    kind = media_type.partition("/")[0]
+    for part in header.split(","):
+        name, *params = (piece.strip().lower() for piece in part.split(";"))
+        if name in (media_type, f"{kind}/*", "*/*"):
+            weights = [p.removeprefix("q=") for p in params if p.startswith("q=")]
+            if not weights or weights[0].strip("0.") != "":
+                return True
+    return False

@@ -1,0 +1,228 @@
+"""JSON-RPC 2.0 messages: reading the envelope, writing messages, error codes.
+
+Owns the envelope only. `id`, `params`, `result` and `error` stay the bytes that the peer wrote,
+so a hop changes neither the type of an id nor the spelling of a number nor an unknown field.
+Must not know which side of the router a message came from.
+
+Source: JSON-RPC 2.0 specification; MCP 2025-11-25 "Base Protocol / Messages".
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Final
+
+import msgspec
+from attrs import frozen
+
+PARSE_ERROR: Final = -32700
+INVALID_REQUEST: Final = -32600
+METHOD_NOT_FOUND: Final = -32601
+INVALID_PARAMS: Final = -32602
+INTERNAL_ERROR: Final = -32603
+# -32000 to -32019 has no fixed meaning in the handshake era; the SDKs use -32000 for "refused".
+REFUSED: Final = -32000
+
+
+class Kind(enum.Enum):
+    """What a message is, by the members that it has."""
+
+    REQUEST = "request"
+    NOTIFICATION = "notification"
+    RESPONSE = "response"
+
+
+@frozen(slots=True)
+class Message:
+    """One JSON-RPC message.
+
+    Attributes:
+        kind: request, notification or response.
+        id: the id as JSON (`0`, `1` and `"1"` differ); empty for a notification, and for an
+            error response to a message whose id could not be read.
+        method: empty for a response.
+        params: as JSON; empty if absent.
+        result: as JSON; None if absent.
+        error: as JSON; None if absent.
+    """
+
+    kind: Kind
+    id: bytes = b""
+    method: str = ""
+    params: bytes = b""
+    result: bytes | None = None
+    error: bytes | None = None
+
+
+class MalformedError(ValueError):
+    """Bytes that are no JSON-RPC message.
+
+    Args:
+        code: PARSE_ERROR or INVALID_REQUEST.
+        message: one sentence.
+        id: the message's id as JSON, if it could be read.
+    """
+
+    def __init__(self, code: int, message: str, id: bytes = b"") -> None:  # noqa: A002 - the wire's word
+        self.code = code
+        self.id = id
+        super().__init__(message)
+
+
+class _Envelope(msgspec.Struct):
+    jsonrpc: str | msgspec.UnsetType = msgspec.UNSET
+    id: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    method: str | msgspec.UnsetType = msgspec.UNSET
+    params: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    result: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_envelope = msgspec.json.Decoder(_Envelope)
+_array = msgspec.json.Decoder(list[msgspec.Raw])
+_any = msgspec.json.Decoder()
+_encode = msgspec.json.Encoder().encode
+
+_BOM = b"\xef\xbb\xbf"
+
+
+def decode(data: bytes) -> Any:
+    """Decodes any JSON value.
+
+    Raises:
+        MalformedError: not JSON, not UTF-8, or nested too deeply.
+    """
+    try:
+        return _any.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedError(PARSE_ERROR, f"not JSON: {error}") from error
+
+
+def encode(value: Any) -> bytes:
+    """Encodes a JSON value, compact, UTF-8."""
+    return _encode(value)
+
+
+def is_batch(data: bytes) -> bool:
+    """Whether the bytes are a JSON array, as far as the first character tells."""
+    return data.lstrip(b" \t\r\n").startswith(b"[")
+
+
+def split_batch(data: bytes) -> list[bytes]:
+    """Splits a JSON-RPC batch into its members.
+
+    Raises:
+        MalformedError: no array, or an empty one (JSON-RPC 2.0, section 6).
+    """
+    _check_utf8(data)
+    try:
+        parts = _array.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise MalformedError(PARSE_ERROR, f"not JSON: {error}") from error
+    if not parts:
+        raise MalformedError(INVALID_REQUEST, "an empty batch")
+    return [bytes(part) for part in parts]
+
+
+def parse(data: bytes) -> Message:
+    """Reads one message's envelope.
+
+    Args:
+        data: one JSON object, UTF-8; a byte order mark is not accepted.
+
+    Raises:
+        MalformedError: with PARSE_ERROR if it is no JSON, else INVALID_REQUEST.
+    """
+    _check_utf8(data)
+    try:
+        raw = _envelope.decode(data)
+    except msgspec.ValidationError as error:
+        raise MalformedError(INVALID_REQUEST, f"no JSON-RPC message: {error}") from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise MalformedError(PARSE_ERROR, f"not JSON: {error}") from error
+    ident = b"" if isinstance(raw.id, msgspec.UnsetType) else bytes(raw.id)
+    if ident and not _valid_id(ident):
+        if ident == b"null" and not isinstance(raw.error, msgspec.UnsetType):
+            ident = b""
+        else:
+            raise MalformedError(INVALID_REQUEST, "the id must be a string or a number")
+    if raw.jsonrpc != "2.0":
+        raise MalformedError(INVALID_REQUEST, 'the member jsonrpc must be "2.0"', ident)
+    result = None if isinstance(raw.result, msgspec.UnsetType) else bytes(raw.result)
+    error_ = None if isinstance(raw.error, msgspec.UnsetType) else bytes(raw.error)
+    if isinstance(raw.method, str):
+        if result is not None or error_ is not None:
+            raise MalformedError(
+                INVALID_REQUEST, "a message has either a method or an outcome", ident
+            )
+        params = b"" if isinstance(raw.params, msgspec.UnsetType) else bytes(raw.params)
+        if params and params[:1] not in b"{[":
+            raise MalformedError(INVALID_REQUEST, "params must be an object", ident)
+        kind = Kind.REQUEST if ident else Kind.NOTIFICATION
+        return Message(kind, ident, raw.method, params)
+    if (result is None) == (error_ is None):
+        raise MalformedError(
+            INVALID_REQUEST, "a message needs a method, or either a result or an error", ident
+        )
+    if result is not None and not ident:
+        raise MalformedError(INVALID_REQUEST, "a result needs an id")
+    return Message(Kind.RESPONSE, ident, "", b"", result, error_)
+
+
+def request(ident: bytes, method: str, params: bytes = b"") -> bytes:
+    """Writes a request; `ident` and `params` are JSON."""
+    head = b'{"jsonrpc":"2.0","id":%b,"method":%b' % (ident, _encode(method))
+    return b'%b,"params":%b}' % (head, params) if params else head + b"}"
+
+
+def notification(method: str, params: bytes = b"") -> bytes:
+    """Writes a notification; `params` is JSON."""
+    head = b'{"jsonrpc":"2.0","method":%b' % _encode(method)
+    return b'%b,"params":%b}' % (head, params) if params else head + b"}"
+
+
+def result(ident: bytes, value: bytes) -> bytes:
+    """Writes a successful response; `ident` and `value` are JSON."""
+    return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (ident, value)
+
+
+def error(ident: bytes, value: bytes) -> bytes:
+    """Writes an error response; `value` is the error object as JSON."""
+    return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (ident or b"null", value)
+
+
+def error_object(code: int, message: str) -> bytes:
+    """Writes an error object as JSON."""
+    return _encode({"code": code, "message": message})
+
+
+def error_code(value: bytes) -> tuple[int | None, str]:
+    """Reads code and message of an error object; None and "" where they are unusable."""
+    try:
+        data = decode(value)
+    except MalformedError:
+        return None, ""
+    if not isinstance(data, dict):
+        return None, ""
+    code, message = data.get("code"), data.get("message")
+    return (
+        code if isinstance(code, int) and not isinstance(code, bool) else None,
+        message if isinstance(message, str) else "",
+    )
+
+
+def _valid_id(ident: bytes) -> bool:
+    first = ident[:1]
+    return first == b'"' or first == b"-" or first.isdigit()
+
+
+def _check_utf8(data: bytes) -> None:
+    # The decoder skips over members that it keeps as raw bytes, their encoding included.
+    if data.isascii():
+        return
+    if data.startswith(_BOM):
+        raise MalformedError(PARSE_ERROR, "not JSON: starts with a byte order mark")
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        raise MalformedError(PARSE_ERROR, f"not UTF-8: {error.reason}") from error

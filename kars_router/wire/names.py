@@ -1,0 +1,51 @@
+"""Public tool names: `<server>__<tool>`, at most 64 characters that every model API takes.
+
+Must not know what a tool does.
+
+Source: MCP 2025-11-25 "Tool Names"; function-name pattern of common model APIs
+(`^[A-Za-z0-9_-]{1,64}$`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Final
+
+LIMIT: Final = 64
+SEPARATOR: Final = "__"
+_HASH_LENGTH: Final = 10
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]")
+
+
+def public_name(server: str, tool: str) -> str:
+    """The name under which a server's tool appears on `/mcp`.
+
+    Deterministic. Names that need changing (too long, or with other characters) get a hash of
+    the original as a suffix, so that two of them never become the same.
+
+    Args:
+        server: a configured server name; holds no underscore, so the separator is unambiguous.
+        tool: the tool's own name, anything a server may send.
+    """
+    plain = f"{server}{SEPARATOR}{tool}"
+    safe = _UNSAFE.sub("_", plain)
+    if safe == plain and len(plain) <= LIMIT:
+        return plain
+    digest = hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_LENGTH]
+    return f"{safe[: LIMIT - _HASH_LENGTH - 1]}_{digest}"
+
+
+def split_dotted(name: str) -> tuple[str, str] | None:
+    """Splits the other accepted spelling, `<server>.<tool>`; None if it is not that."""
+    server, dot, tool = name.partition(".")
+    return (server, tool) if dot and server and tool else None
+
+
+def server_of(name: str) -> str | None:
+    """The server that a public or dotted name seems to belong to, or None."""
+    for separator in (SEPARATOR, "."):
+        server, found, rest = name.partition(separator)
+        if found and server and rest:
+            return server
+    return None

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import tracemalloc
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kars_router.config.document import DEEPEST, LARGEST, LONGEST, decode, parse_document
+from kars_router.config.problems import InvalidError
+
+
+def read(text: str) -> object:
+    data, problems = parse_document(text)
+    assert problems == []
+    return data
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(InvalidError) as caught:
+        parse_document(text)
+    (problem,) = caught.value.problems
+    return problem.line
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        ("", None),
+        ("# only a remark\n", None),
+        ("a: 1", {"a": 1}),
+        ("a:\r\n  - b\r\n  - c\r\n", {"a": ["b", "c"]}),
+        ("a: [0x1f, 0o17, -1_000, 012, 1e3, .5]", {"a": [31, 15, -1000, 12, 1000.0, 0.5]}),
+        ("a: [true, True, false, null, ~]", {"a": [True, True, False, None, None]}),
+        ("a: [yes, no, on, off]", {"a": ["yes", "no", "on", "off"]}),
+        ("a: [.inf, -.inf]", {"a": [float("inf"), float("-inf")]}),
+        ("a: 2024-13-45", {"a": "2024-13-45"}),
+        ("a: 1:30", {"a": "1:30"}),
+        ("a: '5'", {"a": "5"}),
+        ("a: !!str 5", {"a": "5"}),
+        ("a: =", {"a": "="}),
+        ("a: |\n  x\n  y\n", {"a": "x\ny\n"}),
+    ],
+)
+def test_yaml(text: str, data: object) -> None:
+    assert read(text) == data
+
+
+def test_json() -> None:
+    text = '{\n\t"a": [1, 2.5, true, null, "\\ud83d\\ude00", "\\u00fc"],\n\t"b": {"c": "/\\/"}\n}\n'
+    assert read(text) == {"a": [1, 2.5, True, None, "😀", "ü"], "b": {"c": "//"}}
+
+
+def test_aliases_and_merge_keys() -> None:
+    text = "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: {<<: [*a, {z: 4}]}\nd: *a\n"
+    assert read(text) == {
+        "a": {"x": 1, "y": 2},
+        "b": {"y": 3, "x": 1},
+        "c": {"x": 1, "y": 2, "z": 4},
+        "d": {"x": 1, "y": 2},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a: [\nb: c", "line 2, column 5: expected ',' or ']', but got '<stream end>'"),
+        ("a: 1\n b: 2", "line 2, column 3: mapping values are not allowed here"),
+        ("a: *b", "line 1, column 4: found undefined alias 'b'"),
+        ("a: 1\n---\nb: 2\n", "line 2, column 1: but found another document"),
+        ("a: 1\nb: \x07", "line 2, column 4: holds the character '\\x07'"),
+        ("a: '\ud800'", "line 1, column 5: holds the character '\\ud800'"),
+        ('"\\UFFFFFFFF"', "is not YAML"),
+    ],
+)
+def test_syntax_errors_have_one_line_with_their_place(text: str, line: str) -> None:
+    assert refusal(text) == line
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("a: 1\nb: 2\na: 3\n", ["a: is given twice, on line 1 and line 3; keep one"]),
+        (
+            '{"a": {"b": 1, "b": 2}, "a": 0}',
+            [
+                "a.b: is given twice, on line 1 and line 1; keep one",
+                "a: is given twice, on line 1 and line 1; keep one",
+            ],
+        ),
+        (
+            "a: !!python/object:os.system x",
+            ["a: cannot be read as 'python/object:os.system': line 1"],
+        ),
+        ("a: !mine {b: 1}", ["a: has a tag that is not known here: line 1"]),
+        ("a: !!set {b}", ["a: has a tag that is not known here: line 1"]),
+        ("a: !!binary aGk=", ["a: cannot be read as 'binary': line 1"]),
+        ("a: !!int x", ["a: cannot be read as 'int': line 1"]),
+        ("a: 9" + "9" * 5000, ["a: cannot be read as 'int': line 1"]),
+        ("? [a]\n: 1", ["has a key that is no string: line 1"]),
+        ("a: {<<: 5}", ["a: merges what is no mapping: line 1"]),
+        ('a: "\\ud83d"', ["a: cannot be read as 'str': line 1"]),
+    ],
+)
+def test_mistakes_that_the_data_cannot_show(text: str, lines: list[str]) -> None:
+    _, problems = parse_document(text)
+    assert [problem.line for problem in problems] == lines
+
+
+def test_the_first_of_doubled_keys_is_kept() -> None:
+    assert parse_document("a: 1\na: 2")[0] == {"a": 1}
+
+
+def test_a_billion_laughs_end_at_a_count() -> None:
+    text = "a0: &a0 [ha, ha]\n" + "".join(
+        f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 12)
+    )
+    tracemalloc.start()
+    try:
+        assert refusal(text) == f"holds more than {LARGEST} values, counting every use of an alias"
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_alias_within_itself_ends() -> None:
+    assert refusal("a: &a\n  b: *a").startswith(f"is nested more than {DEEPEST} deep")
+
+
+@pytest.mark.parametrize("depth", [DEEPEST + 1, 50_000])
+def test_depth_has_a_limit(depth: int) -> None:
+    assert refusal("[" * depth + "]" * depth).startswith(f"is nested more than {DEEPEST} deep")
+    assert read("[" * DEEPEST + "]" * DEEPEST)
+
+
+def test_files_are_utf_8_of_a_limited_length() -> None:
+    assert decode("\ufeffa: ü".encode()) == "a: ü"
+    assert decode(b" " * LONGEST)
+    for data, line in (
+        (b" " * (LONGEST + 1), "is longer than 1 MiB"),
+        (b"a: \xff", "is not UTF-8 text: byte 3 is wrong"),
+        ("a: 1".encode("utf-16"), "is not UTF-8 text: byte 0 is wrong"),
+    ):
+        with pytest.raises(InvalidError) as caught:
+            decode(data)
+        assert [problem.line for problem in caught.value.problems] == [line]
+
+
+_PIECES = st.sampled_from(
+    [
+        ": ",
+        "- ",
+        "? ",
+        "\n",
+        "\n  ",
+        "\t",
+        "[",
+        "]",
+        "{",
+        "}",
+        ",",
+        "&a ",
+        "*a",
+        "<<",
+        "!",
+        "!!",
+        "!<",
+        ">",
+    ]
+    + [
+        "|",
+        "'",
+        '"',
+        "\\",
+        "#",
+        "%",
+        "---",
+        "...",
+        "%YAML 1.1",
+        "%TAG ! x",
+        "@",
+        "`",
+        "=",
+        "~",
+        "a",
+        "1",
+    ]
+    + [
+        "!!int",
+        "!!map",
+        "!!seq",
+        "!!merge",
+        "\\x",
+        "\\UFFFFFFFF",
+        ".inf",
+        "0x",
+        "\x85",
+        "\u2028",
+        "\ufeff",
+    ]
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.text(max_size=60) | st.lists(_PIECES, max_size=25).map("".join))
+def test_any_text_is_data_or_one_refusal(text: str) -> None:
+    try:
+        _, problems = parse_document(text)
+    except InvalidError as error:
+        (problem,) = error.problems
+        problems = [problem]
+    assert all(problem.line.isprintable() for problem in problems)

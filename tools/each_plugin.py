@@ -1,0 +1,36 @@
+"""Run one command in the directory of every plugin; fail if it fails in any of them.
+
+Usage: each_plugin.py COMMAND [ARGUMENT...]
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def plugins(root: Path) -> list[Path]:
+    """The directories in `plugins/` that are distributions."""
+    return sorted(path.parent for path in (root / "plugins").glob("*/pyproject.toml"))
+
+
+def main(command: list[str], root: Path = ROOT) -> int:
+    """Run `command` everywhere, also after a failure; 1 if one failed or there is no plugin."""
+    found = plugins(root)
+    failed = []
+    for directory in found:
+        print(f"-- {directory.relative_to(root)}: {' '.join(command)}", flush=True)
+        if subprocess.run(command, cwd=directory, check=False).returncode:
+            failed.append(directory.name)
+    if failed:
+        print(f"failed in: {', '.join(failed)}", file=sys.stderr)
+    if not found:
+        print(f"no plugin in {root / 'plugins'}", file=sys.stderr)
+    return int(bool(failed) or not found)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
