@@ -63,7 +63,7 @@ async def _watch_shutdown(router: Router) -> None:
     event: Any = getattr(multiprocessing.current_process(), "_kwargs", {}).get("shutdown_event")
     if event is None:
         return
-    while not event.is_set():
+    while not event.is_set():  # noqa: ASYNC110 - an event of another process
         await trio.sleep(_POLL_SECONDS)
     await router.drain()
 

@@ -4,11 +4,11 @@
     +-- UserError                a person has to change something: a file, a flag, a variable
     |   +-- ConfigError          one or more problems in a configuration, each with its path
     |   +-- UndeterminedError    the answer could not be found out (network, missing tool)
+    |   +-- PluginError          a plugin cannot be loaded, or its options are wrong
     +-- AgentError               the agent's message is wrong; becomes a JSON-RPC error
     +-- UpstreamError            an MCP server, or the way to it, failed
     |   +-- HandshakeError       no session could be set up; nothing of the agent's was sent
     |   +-- CallFailed           one message failed; carries the Failure that `loss` judges
-    +-- PluginError              a plugin cannot be loaded or used
 
 Pure: knows no I/O, no clock, no environment.
 """
@@ -92,5 +92,5 @@ class CallFailed(UpstreamError):
     """One message to an established session failed."""
 
 
-class PluginError(KarsError):
-    """A plugin that cannot be loaded or that broke its contract; names the plugin."""
+class PluginError(UserError):
+    """A plugin that cannot be loaded, or options that it cannot use; names the plugin."""

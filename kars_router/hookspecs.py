@@ -52,7 +52,7 @@ def kars_configure(options: Mapping[str, Any]) -> None:
 
 
 @hookspec
-def kars_classify_loss(failure: Failure) -> LossVerdict | None:  # type: ignore[empty-body]
+def kars_classify_loss(failure: Failure) -> LossVerdict | None:
     """Says whether a failure means that the upstream session is gone.
 
     The first verdict counts; the built-in classifier is asked last. A wrong "lost" costs the
@@ -67,7 +67,7 @@ def kars_classify_loss(failure: Failure) -> LossVerdict | None:  # type: ignore[
 
 
 @hookspec
-def kars_admit_tool(server: ServerInfo, tool: str, definition: Mapping[str, Any]) -> bool | None:  # type: ignore[empty-body]
+def kars_admit_tool(server: ServerInfo, tool: str, definition: Mapping[str, Any]) -> bool | None:
     """Says whether a server's tool may be seen and called at all.
 
     A tool is admitted when at least one implementation says True and none says False; an
@@ -84,7 +84,7 @@ def kars_admit_tool(server: ServerInfo, tool: str, definition: Mapping[str, Any]
 
 
 @hookspec
-def kars_credentials(server: ServerInfo) -> Credentials | None:  # type: ignore[empty-body]
+def kars_credentials(server: ServerInfo) -> Credentials | None:
     """Hands over the object that authenticates the router to a server.
 
     The first object counts; the built-in one, asked last, serves `bearerFromEnv` and
@@ -99,7 +99,7 @@ def kars_credentials(server: ServerInfo) -> Credentials | None:  # type: ignore[
 
 
 @hookspec
-def kars_detect_state_loss(  # type: ignore[empty-body]
+def kars_detect_state_loss(
     call: ToolCall, session: SessionInfo, result: Mapping[str, Any]
 ) -> str | None:
     """Says that a server silently lost its state, judging by a result that looks successful.

@@ -12,6 +12,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+
 class Fate(enum.StrEnum):
     """What is known of a call's effect on its server."""
 

@@ -77,16 +77,14 @@ class Plugins:
             if point.name in blocked:
                 continue
             try:
-                version = point.dist.version if point.dist else ""
-                host.register(point.load(), point.name, version)
-                host._configure(point.name, options.get(point.name, {}))
-            except Exception as error:  # crash barrier: one plugin
-                host._manager.unregister(name=point.name) if host._manager.has_plugin(
-                    point.name
-                ) else None
-                if isinstance(error, PluginError) or point.name in required:
+                plugin = point.load()
+                host.register(plugin, point.name, point.dist.version if point.dist else "")
+            except Exception as error:
+                if point.name in required:
                     raise PluginError(f"plugin {point.name}: {error}") from error
                 log().error("plugin_broken", plugin=point.name, error=repr(error))
+            else:
+                host._configure(point.name, options.get(point.name, {}))
         names = {entry.name for entry in host.entries()}
         for name in required:
             if name not in names:
@@ -185,16 +183,19 @@ class Plugins:
         for impl in self._manager.hook.kars_configure.get_hookimpls():
             if impl.plugin_name == name:
                 implemented = True
-                impl.function(options)
+                try:
+                    impl.function(*([options] if impl.argnames else []))
+                except PluginError as error:
+                    raise PluginError(f"plugins.options.{name}: {error}") from error
         if options and not implemented:
-            raise PluginError("takes no options")
+            raise PluginError(f"plugins.options.{name}: the plugin takes no options")
 
     def _each(self, hook: str, *, error: Any = None, **arguments: Any) -> Iterator[tuple[str, Any]]:
         caller: pluggy.HookCaller = getattr(self._manager.hook, hook)
         for impl in reversed(caller.get_hookimpls()):
             try:
                 value = impl.function(*(arguments[name] for name in impl.argnames))
-            except Exception as problem:  # crash barrier: one plugin call
+            except Exception as problem:  # noqa: BLE001 - crash barrier: one plugin call
                 log().error(
                     "plugin_error",
                     plugin=impl.plugin_name,

@@ -25,6 +25,7 @@ async def watch(
     path: Path,
     upstreams: Sequence[str] = (),
     overrides: Mapping[str, object] | None = None,
+    *,
     poll: float = _POLL_SECONDS,
 ) -> None:
     """Applies the file each time it changes, until cancelled.

@@ -11,6 +11,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import httpx
 import trio
@@ -71,6 +72,7 @@ class Router:
         self.admin_url = ""
         self.metrics = Metrics()
         self.draining = trio.Event()
+        self._impatient: list[Callable[[], None]] = []
         options = {n: dict(o) for n, o in config.plugins.options.items()}
         self.plugins = Plugins.load(
             blocked=config.plugins.blocked,
@@ -110,12 +112,14 @@ class Router:
             self.legacy, self.supervisor, guard, body_limit=config.limits.request_bytes
         )
         self.admin_app = AdminApp(
-            self.supervisor, self.agents, self.metrics, guard, self.draining.is_set
+            self.supervisor, self.agents, self.metrics, guard=guard, stopping=self.draining.is_set
         )
 
     async def drain(self) -> None:
-        """Refuses new calls, ends GET streams, and lets calls in flight end for as long as
-        `shutdownGrace` allows. Idempotent."""
+        """Refuses new calls, ends GET streams, lets calls in flight end; idempotent.
+
+        Waits for them as long as `shutdownGrace` allows.
+        """
         first = not self.draining.is_set()
         self.draining.set()
         if first:
@@ -123,6 +127,15 @@ class Router:
         # What is left at the end of the grace is cut off: a margin is kept for the deletions.
         with trio.move_on_after(max(self.config.shutdown_grace - 3.0, 0.0)):
             await self.legacy.drain()
+
+    def hurry(self) -> None:
+        """Ends the waiting for calls in flight, now and later; they end with their fate."""
+        for cancel in self._impatient:
+            cancel()
+
+    def on_hurry(self, cancel: Callable[[], None]) -> None:
+        """Registers what `hurry` cuts short."""
+        self._impatient.append(cancel)
 
     async def apply(self, config: Config) -> None:
         """Takes over a changed configuration without touching sessions of unchanged servers.
@@ -208,7 +221,9 @@ async def open_router(
                 try:
                     yield router
                 finally:
-                    with trio.CancelScope(shield=True):  # bounded by `shutdownGrace`
+                    with trio.CancelScope(shield=True) as grace:  # bounded by `shutdownGrace`
+                        router.on_hurry(grace.cancel)
+                        router.on_hurry(listeners.cancel_scope.cancel)
                         await router.drain()
             upstream.cancel_scope.cancel()
     finally:
@@ -273,8 +288,9 @@ async def _serve(
     *,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
+    framework: Any = app  # our messages are plain mappings, hypercorn's are typed dictionaries
     await worker_serve(
-        wrap_app(app, bound.settings.wsgi_max_body_size, "asgi"),
+        wrap_app(framework, bound.settings.wsgi_max_body_size, "asgi"),
         bound.settings,
         sockets=bound.sockets,
         shutdown_trigger=stop,

@@ -26,7 +26,10 @@ def log() -> structlog.typing.FilteringBoundLogger:
 
 
 def configure_logging(
-    *, level: str = "info", style: Literal["json", "console", "auto"] = "auto", stream: TextIO | None = None
+    *,
+    level: str = "info",
+    style: Literal["json", "console", "auto"] = "auto",
+    stream: TextIO | None = None,
 ) -> None:
     """Sets the process's logging up; called once by an entry point.
 
@@ -63,7 +66,8 @@ class _Forward(logging.Handler):
 
 def server_logger() -> logging.Logger:
     """A standard logger for hypercorn whose records become our log lines, warnings and up."""
-    logger = logging.Logger("kars_router.hypercorn", logging.WARNING)
+    # Not from the registry of loggers: each router has its own, and handlers do not add up.
+    logger = logging.Logger("kars_router.hypercorn", logging.WARNING)  # noqa: LOG001
     logger.addHandler(_Forward())
     return logger
 
@@ -87,15 +91,23 @@ class Metrics:
             "kars_upstream_generations", "Upstream sessions opened.", ["server"], registry=registry
         )
         self.losses = Counter(
-            "kars_session_losses", "Upstream sessions lost.", ["server", "reason"], registry=registry
+            "kars_session_losses",
+            "Upstream sessions lost.",
+            ["server", "reason"],
+            registry=registry,
         )
         self.pings = Counter(
-            "kars_pings", "Pings of servers, by what became of the answer.",
-            ["server", "outcome"], registry=registry,
+            "kars_pings",
+            "Pings of servers, by what became of the answer.",
+            ["server", "outcome"],
+            registry=registry,
         )
         self.pong_seconds = Histogram(
-            "kars_pong_seconds", "From a ping's arrival to the server's receipt of the answer.",
-            ["server"], buckets=_BUCKETS, registry=registry,
+            "kars_pong_seconds",
+            "From a ping's arrival to the server's receipt of the answer.",
+            ["server"],
+            buckets=_BUCKETS,
+            registry=registry,
         )
         self.calls = Counter(
             "kars_calls", "Tool calls by fate.", ["server", "fate", "code"], registry=registry
@@ -107,11 +119,14 @@ class Metrics:
             "kars_listen_streams", "GET streams by state.", ["server", "state"], registry=registry
         )
         self.dropped = Counter(
-            "kars_dropped_messages", "Messages of servers that nobody took.",
-            ["server", "kind"], registry=registry,
+            "kars_dropped_messages",
+            "Messages of servers that nobody took.",
+            ["server", "kind"],
+            registry=registry,
         )
         self.notifications_dropped = Counter(
-            "kars_agent_notifications_dropped", "Notifications an agent's full queue gave up.",
+            "kars_agent_notifications_dropped",
+            "Notifications an agent's full queue gave up.",
             registry=registry,
         )
         self.plugin_errors = Counter(

@@ -290,9 +290,9 @@ def peers_dir() -> Path:
 
 def npm_peer(name: str, packages: Sequence[str]) -> Path:
     """Directory with `node_modules` that holds `packages` (npm specifiers). Installed once."""
-    npm = require("npm", f"it installs {', '.join(packages)}")
 
     def install(target: Path) -> None:
+        npm = require("npm", f"it installs {', '.join(packages)}")
         (target / "package.json").write_text('{"private": true}\n', encoding="utf-8")
         _install([npm, "install", "--no-audit", "--no-fund", "--no-save", *packages], target)
 

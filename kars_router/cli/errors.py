@@ -16,7 +16,7 @@ from typing import Self
 
 import click
 
-from kars_router.errors import ConfigError, UserError
+from kars_router.errors import ConfigError, KarsError, UpstreamError, UserError
 
 FOUND = 1
 USAGE = 2
@@ -76,7 +76,7 @@ def _report(leaves: tuple[BaseException, ...]) -> int:
     unexpected = [
         leaf
         for leaf in leaves
-        if not isinstance(leaf, UserError | click.ClickException | BrokenPipeError)
+        if not isinstance(leaf, KarsError | click.ClickException | BrokenPipeError)
     ]
     if unexpected:
         click.echo(f"kars: {_unexpected(unexpected[0])}", err=True)
@@ -101,7 +101,9 @@ def _expected(leaf: BaseException) -> int:
             click.echo(f"{click.format_filename(place)}: {problem}", err=True)
     else:
         click.echo(f"kars: {leaf}", err=True)
-    return leaf.exit_code if isinstance(leaf, UserError) else FOUND
+    if isinstance(leaf, UserError):
+        return leaf.exit_code
+    return UNDETERMINED if isinstance(leaf, UpstreamError) else FOUND
 
 
 def _unexpected(error: BaseException) -> str:

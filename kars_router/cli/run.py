@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import click
@@ -12,17 +13,23 @@ import trio
 from kars_router.config.load import default_path, load
 from kars_router.config.schema import Config
 from kars_router.reload import watch
-from kars_router.service import open_router
+from kars_router.service import Router, open_router
 from kars_router.telemetry import configure_logging, log
 
 
 @click.command("run")
 @click.option(
-    "-c", "--config", "file", type=click.Path(path_type=Path),
+    "-c",
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
     help="The configuration; without it $KARS_CONFIG or ./kars.yaml.",
 )
 @click.option(
-    "--upstream", "upstreams", multiple=True, metavar="NAME=URL",
+    "--upstream",
+    "upstreams",
+    multiple=True,
+    metavar="NAME=URL",
     help="A server with all of its tools; may be repeated, and is enough without a file.",
 )
 @click.option("--listen", metavar="HOST:PORT", help="Where agents are served.")
@@ -33,7 +40,7 @@ def command(
     """Run the router.
 
     SIGTERM and SIGINT end it in order: no new calls, calls in flight finish within shutdownGrace,
-    upstream sessions are deleted.
+    upstream sessions are deleted. A second signal cuts the waiting for calls short.
     """
     path = file if file is not None else default_path(os.environ)
     overrides = {k: v for k, v in (("listen", listen), ("admin", admin)) if v is not None}
@@ -46,10 +53,21 @@ async def _run(
     config: Config, path: Path | None, upstreams: tuple[str, ...], overrides: dict[str, str]
 ) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with open_router(config) as router, trio.open_nursery() as nursery:
-            if path is not None and config.reload:
-                nursery.start_soon(watch, router, path, upstreams, overrides)
-            async for number in signals:
-                log().info("signal", name=signal.Signals(number).name)
-                nursery.cancel_scope.cancel()
-                break
+        async with trio.open_nursery() as outer:
+            stop = trio.Event()
+            async with open_router(config) as router, trio.open_nursery() as inner:
+                outer.start_soon(_heed, signals, stop, router)
+                if path is not None and config.reload:
+                    inner.start_soon(watch, router, path, upstreams, overrides)
+                await stop.wait()
+                inner.cancel_scope.cancel()
+            outer.cancel_scope.cancel()
+
+
+async def _heed(signals: AsyncIterator[int], stop: trio.Event, router: Router) -> None:
+    # The first signal is a request, the second one means it.
+    async for number in signals:
+        log().info("signal", name=signal.Signals(number).name)
+        if stop.is_set():
+            router.hurry()
+        stop.set()

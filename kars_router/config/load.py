@@ -21,6 +21,7 @@ from kars_router.config.problems import (
     Problem,
     in_file_order,
     invalid,
+    render_path,
 )
 from kars_router.config.schema import Config
 
@@ -140,7 +141,7 @@ def build(
     flags: dict[tuple[str, ...], str] = {}
     if isinstance(document, Mapping):
         document = {**document, **(overrides or {})}
-        flags = {(key,): f"--{key}" for key in overrides or {}}
+        flags = {(key,): f"--{render_path((key,))}" for key in overrides or {}}
         servers = document.get("servers")
         if servers is None or isinstance(servers, Mapping):
             document["servers"] = {**(servers or {})}
@@ -186,7 +187,7 @@ def _add_upstreams(
 ) -> Iterator[Problem]:
     for upstream in upstreams:
         name, equals, url = upstream.partition("=")
-        flag = f"--upstream {name}"
+        flag = f"--upstream {render_path((name,))}"
         if not equals or not name or not url:
             # Without its name it may be a URL with a secret in it.
             yield Problem(("servers",), "must be NAME=URL", "--upstream")

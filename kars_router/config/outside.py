@@ -15,7 +15,7 @@ from pathlib import Path
 from attrs import evolve
 
 from kars_router.config.frozenmap import FrozenMap
-from kars_router.config.problems import Problem, show
+from kars_router.config.problems import Problem
 from kars_router.config.schema import Config, Server
 from kars_router.config.values import ENV_NAME
 
@@ -64,9 +64,9 @@ def _check_authorities(path: Path) -> str | None:
         # A directory or a file without certificates is refused as well.
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
     except ssl.SSLError:
-        return f"{show(str(path))} holds no certificates in PEM form"
+        return f"{str(path)!r} holds no certificates in PEM form"
     except (OSError, ValueError) as error:
-        return f"{show(str(path))} cannot be read: {getattr(error, 'strerror', None) or 'bad name'}"
+        return f"{str(path)!r} cannot be read: {getattr(error, 'strerror', None) or 'bad name'}"
     return None
 
 

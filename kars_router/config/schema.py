@@ -87,8 +87,8 @@ class Timeouts:
     Attributes:
         connect: for a connection, TLS included; then the attempt has failed and nothing was sent.
         call: for the answer to one request; then it ends with fate `unknown`.
-        idle: for an upstream session that no call uses; then it is deleted, and the next call
-            opens a new one and says so to the agent.
+        idle: for an agent's upstream session that no call uses; then it is deleted, and the next
+            call opens a new one and says so to the agent.
     """
 
     connect: Duration = 5.0
@@ -111,7 +111,7 @@ class Server:
         bearer_from_file: file that holds the bearer token; excludes `bearer_from_env`.
         oauth: not in this release; always None.
         headers: further request headers.
-        ca_file: certificate authorities (PEM) for this server instead of the system's.
+        ca_file: certificate authorities (PEM) to trust for this server beside the system's.
         session_scope: one upstream session for each agent session, or one for all.
         on_session_loss: whether calls that were not executed are made again.
         timeouts: patience, in seconds.
@@ -178,7 +178,7 @@ class Sessions:
     """How long agent sessions live, in seconds.
 
     Attributes:
-        idle: without any request or open stream; then the session ends.
+        idle: without a request, a call in flight or an open stream; then the session ends.
         lifetime: since it was opened, however busy it is.
     """
 

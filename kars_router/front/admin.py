@@ -37,6 +37,7 @@ class AdminApp:
         supervisor: Supervisor,
         agents: AgentRegistry,
         metrics: Metrics,
+        *,
         guard: Guard,
         stopping: Callable[[], bool],
     ) -> None:

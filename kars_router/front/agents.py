@@ -148,8 +148,13 @@ class AgentRegistry:
             secrets.token_hex(8), revision, endpoint, self._clock(), client[:_CLIENT_NAME]
         )
         session = self._add(ticket)
-        log().info("agent_session_opened", agent=ticket.agent, client=ticket.client,
-                   revision=revision, endpoint=endpoint)
+        log().info(
+            "agent_session_opened",
+            agent=ticket.agent,
+            client=ticket.client,
+            revision=revision,
+            endpoint=endpoint,
+        )
         return self._sealer.seal(ticket), session
 
     def find(self, session_id: str, endpoint: str) -> AgentSession | None:

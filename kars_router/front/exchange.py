@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final
 
-import trio
-
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -84,9 +82,7 @@ class Exchange:
             if not message.get("more_body", False):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def respond(
-        self, status: int, body: bytes = b"", headers: Iterable[Header] = ()
-    ) -> None:
+    async def respond(self, status: int, body: bytes = b"", headers: Iterable[Header] = ()) -> None:
         """Sends a whole response."""
         self.started = True
         length = (b"content-length", b"%d" % len(body))
@@ -112,8 +108,10 @@ class Exchange:
 
     async def wait_disconnect(self) -> None:
         """Waits until the peer leaves; only after the body was read."""
-        while (await self._receive())["type"] != "http.disconnect":
-            await trio.lowlevel.checkpoint()
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                return
 
 
 async def accept_lifespan(receive: Receive, send: Send) -> None:

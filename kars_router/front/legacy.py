@@ -227,9 +227,7 @@ class LegacyServer:
                 return jsonrpc.result(message.id, b"{}")
             if message.method == "initialize":
                 raise AgentError(jsonrpc.INVALID_REQUEST, "initialize cannot be part of a batch")
-            raise AgentError(
-                jsonrpc.METHOD_NOT_FOUND, f"unknown method: {message.method[:128]}"
-            )
+            raise AgentError(jsonrpc.METHOD_NOT_FOUND, f"unknown method: {message.method[:128]}")
         except AgentError as error:
             return jsonrpc.error(message.id, jsonrpc.error_object(error.code, error.message))
         finally:
@@ -258,21 +256,32 @@ class LegacyServer:
         if isinstance(found, ServerRuntime):
             return results.response(message.id, found.name, _unreached(found))
         if not self._accepting:
-            return results.response(message.id, found.server, _refused(
-                "shutting_down", "The router is shutting down, so the call was not made."))
+            return results.response(
+                message.id,
+                found.server,
+                _refused("shutting_down", "The router is shutting down, so the call was not made."),
+            )
         if self.calls_in_flight >= self.call_limit:
-            return results.response(message.id, found.server, _refused(
-                "too_many_calls",
-                f"The router has {self.call_limit} calls in flight, which is its limit, so this "
-                "one was not made. Try again when others have ended."))
-        raw = message.params if name == found.name else jsonrpc.encode(
-            {**params, "name": found.name}
+            return results.response(
+                message.id,
+                found.server,
+                _refused(
+                    "too_many_calls",
+                    f"The router has {self.call_limit} calls in flight, which is its limit, so "
+                    "this one was not made. Try again when others have ended.",
+                ),
+            )
+        raw = (
+            message.params if name == found.name else jsonrpc.encode({**params, "name": found.name})
         )
         self.calls_in_flight += 1
         try:
             outcome = await self._supervisor.call(
                 ToolCall(
-                    agent=session.agent, server=found.server, tool=found.name, params=raw,
+                    agent=session.agent,
+                    server=found.server,
+                    tool=found.name,
+                    params=raw,
                     client=session.ticket.client,
                 )
             )

@@ -31,9 +31,17 @@ _LONGEST: Final = 4096
 _PURPOSE: Final = b"kars-router agent session id, version 1"
 
 
-class Ticket(msgspec.Struct, frozen=True, rename={
-    "agent": "a", "revision": "v", "endpoint": "e", "created": "t", "client": "n",
-}):
+class Ticket(
+    msgspec.Struct,
+    frozen=True,
+    rename={
+        "agent": "a",
+        "revision": "v",
+        "endpoint": "e",
+        "created": "t",
+        "client": "n",
+    },
+):
     """What a session id holds.
 
     Attributes:
@@ -126,5 +134,4 @@ def _create(path: Path) -> None:
         with contextlib.suppress(FileExistsError):
             os.link(fresh, path)
     finally:
-        os.unlink(fresh)
-
+        fresh.unlink()

@@ -50,9 +50,7 @@ class ToolView:
         start = 0
         if cursor is not None:
             after = _open_cursor(cursor)
-            start = next(
-                (i for i, tool in enumerate(listed) if _order(tool) > after), len(listed)
-            )
+            start = next((i for i, tool in enumerate(listed) if _order(tool) > after), len(listed))
         chosen = listed[start : start + PAGE_SIZE]
         body = b",".join(tool.own if endpoint else tool.public for tool in chosen)
         if start + PAGE_SIZE < len(listed):

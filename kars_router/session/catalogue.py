@@ -113,13 +113,17 @@ def _page(server: str, result: bytes) -> dict[str, Any]:
 
 
 def _usable(name: object) -> bool:
-    return isinstance(name, str) and 0 < len(name) <= 256 and name.isprintable()  # noqa: PLR2004
+    return isinstance(name, str) and 0 < len(name) <= 256 and name.isprintable()
 
 
 def _unusable(server: str, detail: str) -> CallFailed:
     return CallFailed(
         Failure(
-            server=server, phase=Phase.RESULT, sent=Sent.YES, method="tools/list",
-            code="protocol", detail=detail,
+            server=server,
+            phase=Phase.RESULT,
+            sent=Sent.YES,
+            method="tools/list",
+            code="protocol",
+            detail=detail,
         )
     )

@@ -109,7 +109,7 @@ class Listener:
             except CallFailed as error:
                 failure = error.failure
             nursery.cancel_scope.cancel()
-        if failure is not None and (self.opened == opened_before or failure.status != 200):  # noqa: PLR2004
+        if failure is not None and (self.opened == opened_before or failure.status != 200):
             return await self._refused(failure, position)
         # The stream was open and ended, broke, or went silent. Playwright loses a ping, and with
         # it the session, if it finds no stream at that moment: so reopen at once.
@@ -138,7 +138,10 @@ class Listener:
             return self._stop(ListenState.CLOSED)
         pause = self._backoff.next(position.retry)
         log().warning(
-            "listen_failed", server=self._server, failure=failure.summary(), retry_in=round(pause, 3)
+            "listen_failed",
+            server=self._server,
+            failure=failure.summary(),
+            retry_in=round(pause, 3),
         )
         return pause
 
@@ -162,9 +165,10 @@ class Listener:
         self._become(ListenState.OPEN)
         self.settled.set()
 
-    def _stop(self, state: ListenState) -> None:
+    def _stop(self, state: ListenState) -> float | None:
         self._become(state)
         self.settled.set()
+        return None
 
     def _become(self, state: ListenState) -> None:
         if state is not self.state:

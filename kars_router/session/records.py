@@ -117,11 +117,11 @@ class Records:
             for (agent, server), (generation, at) in self._used.items():
                 row = {"agent": agent, "server": server, "generation": generation, "at": at}
                 _write(handle, row)
-            os.replace(fresh, path)
+            fresh.replace(path)
         except OSError:
             os.close(handle)
             with contextlib.suppress(OSError):
-                os.unlink(fresh)
+                fresh.unlink()
             raise
         self._file = handle
 

@@ -17,7 +17,7 @@ from attrs import frozen
 from kars_router.config.schema import Server, SessionScope
 from kars_router.errors import UpstreamError
 from kars_router.hookspecs import Credentials
-from kars_router.model import Failure, ServerInfo, SessionInfo
+from kars_router.model import Failure, ServerInfo
 from kars_router.plugins import Plugins
 from kars_router.session import catalogue
 from kars_router.session.backoff import Backoff
@@ -28,7 +28,6 @@ from kars_router.session.slot import Slot
 from kars_router.session.upstream import SessionOptions, UpstreamSession, open_session
 from kars_router.telemetry import Metrics, log
 from kars_router.transports.base import Connection, Deliver
-from kars_router.wire import jsonrpc
 from kars_router.wire.jsonrpc import Message
 
 _DEBOUNCE_SECONDS: Final = 0.2
@@ -143,8 +142,10 @@ class ServerRuntime:
 
     def _new_slot(self, key: str) -> Slot:
         records = self._around.records
-        before = records.latest(self.name) if self.shared or not key else (
-            records.used(key, self.name) or 0
+        before = (
+            records.latest(self.name)
+            if self.shared or not key
+            else (records.used(key, self.name) or 0)
         )
         slot = Slot(
             self.name,

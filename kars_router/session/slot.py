@@ -6,6 +6,7 @@ one task does it. Must not know what a tool is called in public.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Final
@@ -149,13 +150,19 @@ class Slot:
         except* HandshakeError as group:
             error = _first(group)
             failure = error.failure if isinstance(error, HandshakeError) else _closing(self.server)
-            log().warning("session_refused", server=self.server, failure=failure.summary())
+            # The router's own attempts are reported by the server's state, once.
+            level = logging.WARNING if self.agent else logging.DEBUG
+            log().log(level, "session_refused", server=self.server, failure=failure.summary())
             self._settle(failure)
-        except* Exception as group:  # crash barrier: one session
+        except* Exception as group:  # noqa: BLE001 - crash barrier: one session
             log().error("session_crashed", server=self.server, exc_info=group)
             self._settle(
-                Failure(server=self.server, phase=Phase.CONNECT, code="internal",
-                        detail="the session crashed")
+                Failure(
+                    server=self.server,
+                    phase=Phase.CONNECT,
+                    code="internal",
+                    detail="the session crashed",
+                )
             )
             # A crash that repeats must not spin; the next call waits this long at most.
             await trio.sleep(0.1)
@@ -164,7 +171,9 @@ class Slot:
         async with self._opener() as session:
             self.generation += 1
             self.info = info = SessionInfo(
-                server=self.server, agent=self.agent, generation=self.generation,
+                server=self.server,
+                agent=self.agent,
+                generation=self.generation,
                 key=f"{self.server}/{self.agent}/{self.generation}",
             )
             self.session = session
@@ -189,8 +198,11 @@ class Slot:
                 self._metrics.sessions.labels(self.server).dec()
                 self._closed(info, reason)
                 log().info(
-                    "session_closed", server=self.server, agent=self.agent,
-                    generation=info.generation, reason=reason,
+                    "session_closed",
+                    server=self.server,
+                    agent=self.agent,
+                    generation=info.generation,
+                    reason=reason,
                 )
 
     def _note_loss(self, session: UpstreamSession, verdict: LossVerdict) -> str:
@@ -198,8 +210,12 @@ class Slot:
         self.lost_reason = verdict.reason
         self._metrics.losses.labels(self.server, _label(failure)).inc()
         log().warning(
-            "session_lost", server=self.server, agent=self.agent, generation=self.generation,
-            reason=verdict.reason, judged_by=verdict.source,
+            "session_lost",
+            server=self.server,
+            agent=self.agent,
+            generation=self.generation,
+            reason=verdict.reason,
+            judged_by=verdict.source,
             status=failure.status if failure else None,
             body=failure.body[:160] if failure else "",
         )

@@ -145,13 +145,17 @@ class Supervisor:
         try:
             outcome = await self._call(call)
         finally:
-            code = outcome.code if outcome else "abandoned"
-            fate = outcome.fate if outcome else Fate.UNKNOWN
+            code = "abandoned" if outcome is None else outcome.code
+            fate = Fate.UNKNOWN if outcome is None else outcome.fate
             self._metrics.calls.labels(call.server, fate.value, code).inc()
             if outcome is None or outcome.result is None:
                 log().warning(
-                    "call_ended", server=call.server, tool=call.tool, agent=call.agent,
-                    fate=fate.value, code=code,
+                    "call_ended",
+                    server=call.server,
+                    tool=call.tool,
+                    agent=call.agent,
+                    fate=fate.value,
+                    code=code,
                 )
         return outcome
 
@@ -217,7 +221,10 @@ class Supervisor:
                 replays += 1
                 self._metrics.replays.labels(call.server).inc()
                 log().info(
-                    "call_replayed", server=call.server, tool=call.tool, agent=call.agent,
+                    "call_replayed",
+                    server=call.server,
+                    tool=call.tool,
+                    agent=call.agent,
                     generation=generation,
                 )
                 continue
@@ -236,9 +243,7 @@ class Supervisor:
             self._judge_error(call, session, reply.error)
             return CallOutcome(fate=Fate.EXECUTED, code="rpc_error", error=reply.error)
         result = reply.result or b"{}"
-        outcome = CallOutcome(
-            fate=Fate.EXECUTED, result=result, reset=slot.take_reset(call.agent)
-        )
+        outcome = CallOutcome(fate=Fate.EXECUTED, result=result, reset=slot.take_reset(call.agent))
         if self._plugins.detects_state_loss and len(result) <= _INSPECT_LIMIT and slot.info:
             try:
                 decoded: Any = jsonrpc.decode(result)
@@ -249,8 +254,11 @@ class Supervisor:
                 if clause and outcome.reset is None:
                     self._metrics.losses.labels(call.server, "state").inc()
                     log().warning(
-                        "state_lost", server=call.server, agent=call.agent,
-                        generation=slot.generation, reason=clause,
+                        "state_lost",
+                        server=call.server,
+                        agent=call.agent,
+                        generation=slot.generation,
+                        reason=clause,
                     )
                     outcome = evolve(outcome, reset=SessionReset(slot.generation, clause))
         return outcome
@@ -259,9 +267,16 @@ class Supervisor:
         # The built-in classifier never takes a 2xx answer for a loss, but a plugin may know better.
         code, text = jsonrpc.error_code(error)
         failure = Failure(
-            server=call.server, phase=Phase.RESULT, sent=Sent.YES, status=200, body=text[:512],
-            rpc_code=code, had_session=session.session_id is not None, method="tools/call",
-            code="rpc_error", detail="the server answered with an error",
+            server=call.server,
+            phase=Phase.RESULT,
+            sent=Sent.YES,
+            status=200,
+            body=text[:512],
+            rpc_code=code,
+            had_session=session.session_id is not None,
+            method="tools/call",
+            code="rpc_error",
+            detail="the server answered with an error",
         )
         verdict = self._plugins.classify_loss(failure)
         if verdict.lost:
@@ -270,14 +285,12 @@ class Supervisor:
 
 def _same_sessions(old: Server, new: Server) -> bool:
     """Whether sessions opened under one configuration may go on under the other."""
-    neutral = {"allowed_tools": (), "on_session_loss": OnSessionLoss.REPLAY}
-    return bool(evolve(old, **neutral) == evolve(new, **neutral))
+    taken_over = evolve(old, allowed_tools=new.allowed_tools, on_session_loss=new.on_session_loss)
+    return taken_over == new
 
 
 def _refusal(code: str, message: str, *, retryable: bool = False) -> CallOutcome:
-    return CallOutcome(
-        fate=Fate.NOT_EXECUTED, code=code, message=message, retryable=retryable
-    )
+    return CallOutcome(fate=Fate.NOT_EXECUTED, code=code, message=message, retryable=retryable)
 
 
 def _failed(call: ToolCall, pending: Pending, failure: Failure, fate: Fate) -> CallOutcome:

@@ -154,8 +154,14 @@ class UpstreamSession:
             code, text = jsonrpc.error_code((reply and reply.error) or b"null")
             raise CallFailed(
                 Failure(
-                    server=self._options.server, phase=Phase.RESULT, sent=Sent.YES, method=method,
-                    rpc_code=code, body=text, code="rpc_error", detail=f"{method} failed",
+                    server=self._options.server,
+                    phase=Phase.RESULT,
+                    sent=Sent.YES,
+                    method=method,
+                    rpc_code=code,
+                    body=text,
+                    code="rpc_error",
+                    detail=f"{method} failed",
                 )
             )
         return reply.result
@@ -219,7 +225,9 @@ class UpstreamSession:
         except CallFailed as error:
             raise HandshakeError(error.failure) from error
         except trio.TooSlowError as error:
-            raise HandshakeError(self._protocol("no answer to notifications/initialized")) from error
+            raise HandshakeError(
+                self._protocol("no answer to notifications/initialized")
+            ) from error
 
     async def _run(self, pending: Pending, time_limit: float) -> None:
         scope = self._scopes[pending.ident]
@@ -326,20 +334,30 @@ class UpstreamSession:
 
     def _failed(self, pending: Pending, code: str, detail: str) -> Failure:
         return Failure(
-            server=self._options.server, phase=Phase.AWAIT, sent=pending.delivery.sent,
-            had_session=self._connection.session_id is not None, method=pending.method,
-            code=code, detail=detail,
+            server=self._options.server,
+            phase=Phase.AWAIT,
+            sent=pending.delivery.sent,
+            had_session=self._connection.session_id is not None,
+            method=pending.method,
+            code=code,
+            detail=detail,
         )
 
     def _gone(self, sent: Sent) -> Failure:
         return Failure(
-            server=self._options.server, phase=Phase.AWAIT, sent=sent, code="session_lost",
+            server=self._options.server,
+            phase=Phase.AWAIT,
+            sent=sent,
+            code="session_lost",
             detail="the session ended",
         )
 
     def _protocol(self, detail: str) -> Failure:
         return Failure(
-            server=self._options.server, phase=Phase.HANDSHAKE, sent=Sent.YES, code="protocol",
+            server=self._options.server,
+            phase=Phase.HANDSHAKE,
+            sent=Sent.YES,
+            code="protocol",
             detail=detail,
         )
 

@@ -48,9 +48,9 @@ class EventLog:
             self._wake()
 
     def detach(self, *, cut: bool = False) -> None:
-        """End the responses that read from it now; the log itself goes on."""
+        """End the responses that read from it now, after what is in it; the log goes on."""
         for reader in self.readers:
-            reader.stopped = True
+            reader.stop_at = len(self.messages)
             reader.cut = cut
         self._wake()
 
@@ -86,12 +86,12 @@ class Reader:
 
     Attributes:
         cut: after the end, whether the response is to be broken off instead of completed.
-        stopped: set to end this reader alone.
+        stop_at: the number of the message before which this reader alone ends.
     """
 
     def __init__(self, log: EventLog, start: int) -> None:
         self.cut = False
-        self.stopped = False
+        self.stop_at: int | None = None
         self._log = log
         self._next = start
         self._opening: bytes | None = log.opening(start)
@@ -106,7 +106,7 @@ class Reader:
             if opening:
                 return opening
         while True:
-            if self.stopped:
+            if self._next == self.stop_at:
                 raise StopAsyncIteration
             if self._next < len(self._log.messages):
                 self._next += 1

@@ -34,7 +34,7 @@ class SessionGoneError(HttpStatusError):
 
 
 class NoAnswerError(Exception):
-    """A 200 that ended without the answer."""
+    """A 200 that is no answer: it ended too early, or it is not JSON-RPC."""
 
 
 class PlainAgent:
@@ -110,11 +110,12 @@ class PlainAgent:
             self._raise_status(response)
         self.session = response.headers.get("mcp-session-id", self.session)
         for answer in _messages(response):
-            if answer.get("id") == rpc_id and "method" not in answer:
-                if "error" in answer:
-                    error = answer["error"]
-                    raise RpcError(error["code"], error["message"], error.get("data"))
-                result: Mapping[str, Any] = answer["result"]
+            if answer.get("id") != rpc_id or "method" in answer:
+                continue
+            error, result = answer.get("error"), answer.get("result")
+            if isinstance(error, dict):
+                raise RpcError(error.get("code", 0), error.get("message", ""), error.get("data"))
+            if isinstance(result, dict):
                 return result
         raise NoAnswerError(f"the response to {method} ended without an answer")
 
@@ -163,4 +164,7 @@ def _messages(response: httpx.Response) -> list[Json]:
         data = [line[5:].strip() for line in lines if line.startswith(b"data:")]
     else:
         data = [response.content]
-    return [msgspec.json.decode(part, type=dict[str, Any]) for part in data if part]
+    try:
+        return [msgspec.json.decode(part, type=dict[str, Any]) for part in data if part]
+    except msgspec.MsgspecError as error:
+        raise NoAnswerError(f"the response is not made of JSON objects: {error}") from error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from kars_router.testing._asgi import AsgiApp
 from kars_router.testing._nursery import open_owned_nursery
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def serve(
     app: AsgiApp, host: str = "127.0.0.1", port: int = 0, *, grace: float = 0.5
 ) -> AsyncIterator[str]:
@@ -42,7 +43,7 @@ async def serve(
     log = logging.getLogger(__name__)
     log.setLevel(logging.ERROR)
     config = hypercorn.config.Config()
-    config.bind = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+    config.bind = [f"fd://{_listen(host, port).detach()}"]
     config.errorlog = log
     config.accesslog = None
     config.graceful_timeout = grace
@@ -52,3 +53,15 @@ async def serve(
         binds: list[str] = await nursery.start(run)
         yield binds[0]
         stop.set()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bind here and not in hypercorn, which leaks the socket and nests the error if it fails."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.ExitStack() as stack:
+        sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.bind((host, port))
+        stack.pop_all()
+    return sock

@@ -1,0 +1,1 @@
+"""Ways to carry a session's messages to its server; none knows what a session is."""

@@ -18,8 +18,8 @@ import trio
 from kars_router.errors import CallFailed, UserError
 from kars_router.hookspecs import Credentials
 from kars_router.model import Failure, Phase, Sent
-from kars_router.transports.base import Deliver, Delivery, Position
 from kars_router.telemetry import log
+from kars_router.transports.base import Deliver, Delivery, Position
 from kars_router.transports.http import Exchange
 from kars_router.wire import eras, jsonrpc, sse
 
@@ -83,7 +83,7 @@ class StreamableHttp:
         try:
             await self._read_answer(response, method)
         finally:
-            await _release(response)
+            await _release(response)  # noqa: ASYNC102 - shielded and bounded there
 
     async def listen(self, position: Position, on_open: Callable[[], None]) -> None:
         """See `Connection.listen`."""
@@ -97,15 +97,19 @@ class StreamableHttp:
             kind = _media_type(response)
             if kind != eras.STREAM_TYPE:
                 raise self._failure(
-                    Phase.LISTEN, "GET", f"a GET was answered with {kind or 'no content type'}",
-                    code="protocol", status=response.status_code, sent=Sent.YES,
+                    Phase.LISTEN,
+                    "GET",
+                    f"a GET was answered with {kind or 'no content type'}",
+                    code="protocol",
+                    status=response.status_code,
+                    sent=Sent.YES,
                 )
             on_open()
             decoder = sse.Decoder(self._event_limit)
             decoder.last_event_id = position.last_event_id
             await self._read_events(response, decoder, "GET", position)
         finally:
-            await _release(response)
+            await _release(response)  # noqa: ASYNC102 - shielded and bounded there
 
     async def close(self) -> None:
         """See `Connection.close`."""
@@ -136,7 +140,7 @@ class StreamableHttp:
                 verb, url, payload, name=name, delivery=delivery, control=control, extra=extra
             )
             status = response.status_code
-            if status < 300 or status in tolerated:  # noqa: PLR2004 - the 2xx class
+            if status < 300 or status in tolerated:
                 return response
             if status in _REDIRECTS and redirects < _MAX_REDIRECTS:
                 target = self._same_origin(response)
@@ -200,9 +204,7 @@ class StreamableHttp:
         try:
             self._auth = await self._credentials.headers(refresh=refresh)
         except UserError as error:
-            raise self._failure(
-                Phase.CONNECT, name, str(error), code="credentials"
-            ) from error
+            raise self._failure(Phase.CONNECT, name, str(error), code="credentials") from error
         self._authorized = True
 
     def _same_origin(self, response: httpx.Response) -> httpx.URL | None:
@@ -223,7 +225,7 @@ class StreamableHttp:
         except (httpx.TransportError, httpx.DecodingError):
             pass  # the status alone is enough to judge by
         finally:
-            await _release(response)
+            await _release(response)  # noqa: ASYNC102 - shielded and bounded there
         status = response.status_code
         code, rpc_code = "http_status", None
         if body.lstrip().startswith(b"{"):
@@ -233,7 +235,7 @@ class StreamableHttp:
                 pass
             else:
                 rpc_code = jsonrpc.error_code(message.error)[0] if message.error else None
-        if 300 <= status < 400:  # noqa: PLR2004 - the 3xx class
+        if 300 <= status < 400:
             code = "redirect"
         return self._failure(
             Phase.LISTEN if verb == "GET" else Phase.AWAIT,
@@ -261,16 +263,24 @@ class StreamableHttp:
             return
         if kind != eras.JSON_TYPE:
             raise self._failure(
-                Phase.STREAM, name, f"an answer of type {kind or '(none)'}", code="protocol",
-                status=response.status_code, sent=Sent.YES,
+                Phase.STREAM,
+                name,
+                f"an answer of type {kind or '(none)'}",
+                code="protocol",
+                status=response.status_code,
+                sent=Sent.YES,
                 body=body[:_EXCERPT].decode("utf-8", "replace"),
             )
         try:
             self._take(body)
         except jsonrpc.MalformedError as error:
             raise self._failure(
-                Phase.STREAM, name, f"the server sent {error}", code="protocol",
-                status=response.status_code, sent=Sent.YES,
+                Phase.STREAM,
+                name,
+                f"the server sent {error}",
+                code="protocol",
+                status=response.status_code,
+                sent=Sent.YES,
             ) from error
 
     async def _read_body(self, response: httpx.Response, name: str) -> bytes:
@@ -281,14 +291,22 @@ class StreamableHttp:
                 size += len(chunk)
                 if size > self._body_limit:
                     raise self._failure(
-                        Phase.STREAM, name, f"an answer exceeds {self._body_limit} bytes",
-                        code="too_large", status=response.status_code, sent=Sent.YES,
+                        Phase.STREAM,
+                        name,
+                        f"an answer exceeds {self._body_limit} bytes",
+                        code="too_large",
+                        status=response.status_code,
+                        sent=Sent.YES,
                     )
                 parts.append(chunk)
         except (httpx.TransportError, httpx.DecodingError) as error:
             raise self._failure(
-                Phase.STREAM, name, _describe(error), code="broken_stream",
-                status=response.status_code, sent=Sent.YES,
+                Phase.STREAM,
+                name,
+                _describe(error),
+                code="broken_stream",
+                status=response.status_code,
+                sent=Sent.YES,
             ) from error
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -306,8 +324,12 @@ class StreamableHttp:
                         self._take_event(event.data)
         except (httpx.TransportError, httpx.DecodingError, sse.EventTooLargeError) as error:
             raise self._failure(
-                phase, name, _describe(error), code="broken_stream",
-                status=response.status_code, sent=Sent.YES,
+                phase,
+                name,
+                _describe(error),
+                code="broken_stream",
+                status=response.status_code,
+                sent=Sent.YES,
             ) from error
 
     def _take_event(self, data: bytes) -> None:
@@ -340,9 +362,16 @@ class StreamableHttp:
     ) -> CallFailed:
         return CallFailed(
             Failure(
-                server=self._server, phase=phase, sent=sent, status=status, body=body,
-                rpc_code=rpc_code, had_session=self.session_id is not None, method=name,
-                detail=detail, code=code,
+                server=self._server,
+                phase=phase,
+                sent=sent,
+                status=status,
+                body=body,
+                rpc_code=rpc_code,
+                had_session=self.session_id is not None,
+                method=name,
+                detail=detail,
+                code=code,
             )
         )
 

@@ -213,7 +213,7 @@ def error_code(value: bytes) -> tuple[int | None, str]:
 
 def _valid_id(ident: bytes) -> bool:
     first = ident[:1]
-    return first == b'"' or first == b"-" or first.isdigit()
+    return first in (b'"', b"-") or first.isdigit()
 
 
 def _check_utf8(data: bytes) -> None:

@@ -116,7 +116,7 @@ class Decoder:
         elif name == b"id":
             if b"\0" not in value:
                 self.last_event_id = value.decode("utf-8", "replace")
-        elif name == b"retry" and value.isdigit() and len(value) <= 9:  # noqa: PLR2004 - 11 days
+        elif name == b"retry" and value.isdigit() and len(value) <= 9:
             self.retry = int(value) / 1000
 
     def _dispatch(self, events: list[Event]) -> None:

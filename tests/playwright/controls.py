@@ -79,25 +79,18 @@ async def without_stream(url: str, version: str, page: str) -> Control:
 
 async def without_pongs(url: str, version: str, page: str) -> Control:
     """Opens a GET stream and `page`, and answers no ping until the server ends the stream."""
-    pings = 0
-
-    async def listen(*, task_status: trio.TaskStatus[None]) -> None:
-        nonlocal pings
-        pings = await client.listen(task_status=task_status)
-        ended.set()
-
-    ended = trio.Event()
     async with McpClient.connect(url) as client, trio.open_nursery() as nursery:
         surfer = Surfer(client, version)
-        await nursery.start(listen)
+        await nursery.start(client.listen)
         began = trio.current_time()
         await surfer.open(page)
         with trio.move_on_after(3 * REAP_TIME):
-            await ended.wait()
-        lived = trio.current_time() - began if ended.is_set() else None
-        shown = await _look(surfer)
+            await client.stream_ended.wait()
+        ended = client.stream_ended.is_set()
+        lived = trio.current_time() - began if ended else None
+        found = await _look(surfer)
         nursery.cancel_scope.cancel()
-    return Control(shown.refusal, shown.page, pings, lived)
+    return attrs.evolve(found, pings=client.pings, lived=lived)
 
 
 async def _look(surfer: Surfer) -> Control:

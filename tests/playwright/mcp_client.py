@@ -49,11 +49,19 @@ class RpcError(Exception):
 
 @define(eq=False)
 class McpClient:
-    """One session. Made by `connect`."""
+    """One session. Made by `connect`.
+
+    Attributes:
+        session: its id.
+        pings: how many came on the GET stream.
+        stream_ended: set when the server has ended the GET stream.
+    """
 
     url: str
     http: httpx.AsyncClient
     session: str | None = None
+    pings: int = 0
+    stream_ended: trio.Event = field(factory=trio.Event)
     _ids: itertools.count[int] = field(factory=lambda: itertools.count(1))
 
     @classmethod
@@ -100,12 +108,13 @@ class McpClient:
         """End the session; the HTTP status."""
         return (await self.http.delete(self.url, headers=self._headers())).status_code
 
-    async def listen(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> int:
-        """Hold a GET stream until the server ends it; the number of pings that went unanswered.
+    async def listen(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Hold a GET stream until the server ends it, counting `pings` and answering none.
 
         Started once the server has answered 200. Raises `Refused` on any other status.
         """
-        pings = 0
         timeout = httpx.Timeout(self.http.timeout.connect, read=None)
         headers = self._headers(accept="text/event-stream")
         async with self.http.stream("GET", self.url, headers=headers, timeout=timeout) as response:
@@ -115,8 +124,8 @@ class McpClient:
             task_status.started()
             async for line in response.aiter_lines():
                 if line.startswith("data:"):
-                    pings += json.loads(line[5:]).get("method") == "ping"
-        return pings
+                    self.pings += json.loads(line[5:]).get("method") == "ping"
+        self.stream_ended.set()
 
     async def _post(self, message: dict[str, Any]) -> list[dict[str, Any]]:
         response = await self.http.post(self.url, json=message, headers=self._headers())

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -62,6 +62,10 @@ class BrowserServer:
         """How many sessions it has ended, for whatever reason."""
         return self.process.log().count("delete http session")
 
+    def is_deserted(self) -> bool:
+        """Whether every session has ended."""
+        return self.deleted() == self.created()
+
     def browsers_closed(self) -> int:
         """How many browsers it has closed."""
         return self.process.log().count("close browser")
@@ -111,10 +115,10 @@ def installed(version: str) -> Path:
         return npm_peer("playwright", [f"@playwright/mcp@{version}"])
 
 
-async def until(description: str, condition: Any, *, within: float) -> None:
+async def until(description: str, condition: Callable[[], bool], *, within: float) -> None:
     """Return once `condition()` is true; fail the test after `within` seconds."""
     with trio.move_on_after(within):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             # Another process gives no event to wait for.
             await trio.sleep(0.02)
         return
@@ -131,7 +135,7 @@ class _Pages(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Keep quiet."""
 
 

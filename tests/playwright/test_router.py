@@ -112,17 +112,16 @@ async def test_an_agent_is_told_that_its_browser_died(
                 await surfer.open(f"{pages}/apples", clicks=1)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(wait_for_long)
-                    arrived = lambda: first.calls("browser_wait_for") > 0  # noqa: E731
-                    await until("the call arrives", arrived, within=10)
+                    await until(
+                        "the call arrives", lambda: first.calls("browser_wait_for") > 0, within=10
+                    )
                     first.process.kill()
             [result] = cut
             assert result["isError"] is True
-            assert failure_in(result) == {
-                "fate": "unknown",
-                "code": failure_in(result)["code"],
-                "server": first.name,
-                "retryable": False,
-            }
+            failure = failure_in(result)
+            assert failure is not None
+            assert failure.pop("code")
+            assert failure == {"fate": "unknown", "server": first.name, "retryable": False}
             assert str(first.port) not in text(result)
 
             second = processes.enter_context(
@@ -161,11 +160,7 @@ async def test_a_terminated_router_leaves_no_session_behind(pages: str, tmp_path
             router.process.signal(signal.SIGTERM)
             code = await trio.to_thread.run_sync(router.process.wait, 20.0)
         assert code == 0, router.process.log()
-        for browser, at_least in [(old, 1), (new, 2)]:
-            assert browser.created() >= at_least
-            # Nothing reaps on the new server, so what is open now would have stayed open.
-            await until(
-                "every session is deleted",
-                lambda browser=browser: browser.deleted() == browser.created(),
-                within=3,
-            )
+        # Nothing reaps on the new server, so what is open now would have stayed open.
+        for browser in (old, new):
+            assert browser.created() >= 1
+            await until(f"{browser.name} has no session", browser.is_deserted, within=3)

@@ -1,5 +1,7 @@
 """From plain data to values and back, and what is said of every kind of mistake."""
 
+# ruff: noqa: E501 (tables: a mistake and what is said of it stand on one line)
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -286,7 +288,7 @@ def test_a_url_and_a_command_exclude_each_other() -> None:
         "url: cannot stand beside command: a server has one or the other",
         "command: is not supported by this release, which speaks to http and https URLs",
         "command[1]: must be a string, not a number",
-    ] or server_lines(command=["x", 5])[0].startswith("url: cannot stand beside")
+    ]
     assert "command: must name a program" in server_lines(command="")
     assert "command: must be a program or a list of words, not 5" in server_lines(command=5)
 
@@ -330,7 +332,7 @@ def test_options_nest_to_a_depth() -> None:
     deep: object = 1
     for _ in range(31):
         deep = [deep]
-    assert structure_config({"plugins": {"options": {"p": {"q": deep}}}})
+    assert "p" in structure_config({"plugins": {"options": {"p": {"q": deep}}}}).plugins.options
     (line,) = lines({"plugins": {"options": {"p": {"q": [[deep]]}}}})
     assert line.endswith("is nested more than 32 deep")
 

@@ -319,3 +319,34 @@ async def test_each_operation_stops_a_scenario_that_never_ends(nursery: trio.Nur
         for plan in each_operation(Fault.connect(), limit=4):
             client, _ = open_client(hello, nursery, plan)
             await count_requests(client, 100)
+
+
+async def test_a_client_that_leaves_frees_an_application_that_waits(
+    nursery: trio.Nursery,
+) -> None:
+    finished = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await start(send)
+        for _ in range(5):
+            await part(send, b"x")
+        finished.set()
+
+    bridge = AsgiBridge(app, nursery, buffered=1)
+    client = httpx.AsyncClient(transport=bridge)
+    async with client.stream("GET", URL):
+        await wait_all_tasks_blocked()
+        assert not finished.is_set()
+    with trio.fail_after(5):
+        await finished.wait()
+    assert bridge.running == 0
+
+
+async def test_a_body_without_a_status_is_an_error() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await part(send, b"x")
+
+    with pytest.RaisesGroup(pytest.RaisesExc(RuntimeError, match="before a status")):
+        async with trio.open_nursery() as nursery:
+            client, _ = open_client(app, nursery)
+            await client.get(URL)

@@ -38,6 +38,7 @@ class Peer:
     server: HeartbeatServer
     client: httpx.AsyncClient
     agent: PlainAgent
+    nursery: trio.Nursery
 
     def new_agent(self) -> PlainAgent:
         return PlainAgent(self.client, URL)
@@ -60,7 +61,7 @@ async def open_peer(**options: Any) -> AsyncIterator[Peer]:
     async with trio.open_nursery() as nursery, HeartbeatServer.open(**options) as server:
         bridge = AsgiBridge(server.app, nursery)
         async with httpx.AsyncClient(transport=bridge, timeout=None) as client:
-            yield Peer(server, client, PlainAgent(client, URL))
+            yield Peer(server, client, PlainAgent(client, URL), nursery)
             nursery.cancel_scope.cancel()
 
 
@@ -184,10 +185,10 @@ async def test_sessions_have_their_own_counters(peer: Peer, autojump_clock: Mock
         _ = peer.server.session
 
 
-async def test_delete(peer: Peer, nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+async def test_delete(peer: Peer, autojump_clock: MockClock) -> None:
     await peer.agent.initialize()
     session, stream = peer.agent.session, Stream()
-    await nursery.start(follow, peer, stream)
+    await peer.nursery.start(follow, peer, stream)
     assert await peer.agent.delete() == 200
     await stream.ended.wait()
     assert stream.error == ""
@@ -246,19 +247,17 @@ async def test_refusals(peer: Peer, autojump_clock: MockClock) -> None:
     }
 
 
-async def test_one_listener_per_session(
-    peer: Peer, nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_one_listener_per_session(peer: Peer, autojump_clock: MockClock) -> None:
     await peer.agent.initialize()
     stream = Stream()
-    await nursery.start(follow, peer, stream)
+    await peer.nursery.start(follow, peer, stream)
     second = await peer.get(peer.agent.session)
     assert second.status_code == 409
     assert second.json()["error"]["code"] == -32000
     peer.server.drop_listen()
     await stream.ended.wait()
     again = Stream()
-    await nursery.start(follow, peer, again)
+    await peer.nursery.start(follow, peer, again)
     assert again.status == 200
 
 
@@ -288,12 +287,10 @@ async def test_an_idle_client_without_a_stream_is_reaped(
     assert text_of(await peer.agent.call("read")) == "counter: 0"
 
 
-async def test_a_listener_that_answers_is_kept(
-    peer: Peer, nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_a_listener_that_answers_is_kept(peer: Peer, autojump_clock: MockClock) -> None:
     await peer.agent.initialize()
     stream = Stream()
-    await nursery.start(partial(follow, peer, stream, answer=PONG))
+    await peer.nursery.start(partial(follow, peer, stream, answer=PONG))
     await peer.agent.call("increment")
     await trio.sleep(100)
     assert text_of(await peer.agent.call("read")) == "counter: 1"
@@ -305,19 +302,17 @@ async def test_a_listener_that_answers_is_kept(
     assert stream.raw.startswith(first)
 
 
-async def test_an_unanswered_ping_ends_everything(
-    peer: Peer, nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_an_unanswered_ping_ends_everything(peer: Peer, autojump_clock: MockClock) -> None:
     await peer.agent.initialize()
     listen, post = Stream(), Stream()
-    await nursery.start(follow, peer, listen)
+    await peer.nursery.start(follow, peer, listen)
     call = {
         "jsonrpc": "2.0",
         "id": 9,
         "method": "tools/call",
         "params": {"name": "slow", "arguments": {"seconds": 12}},
     }
-    await nursery.start(partial(follow, peer, post, message=call))
+    await peer.nursery.start(partial(follow, peer, post, message=call))
     await listen.ended.wait()
     await post.ended.wait()
     assert listen.error == ""
@@ -350,11 +345,11 @@ async def test_a_pong_needs_the_same_id_of_the_same_type(
 
 
 async def test_an_error_as_a_pong_ends_the_session_at_once(
-    peer: Peer, nursery: trio.Nursery, autojump_clock: MockClock
+    peer: Peer, autojump_clock: MockClock
 ) -> None:
     await peer.agent.initialize()
     stream, error = Stream(), {"error": {"code": -32601, "message": "no"}}
-    await nursery.start(partial(follow, peer, stream, answer=error))
+    await peer.nursery.start(partial(follow, peer, stream, answer=error))
     await peer.agent.call("increment")
     await stream.ended.wait()
     assert stream.ended_at == pytest.approx(0)
@@ -362,36 +357,32 @@ async def test_an_error_as_a_pong_ends_the_session_at_once(
 
 
 async def test_a_late_get_does_not_help_the_old_server(
-    peer: Peer, nursery: trio.Nursery, autojump_clock: MockClock
+    peer: Peer, autojump_clock: MockClock
 ) -> None:
     await peer.agent.initialize()
     await peer.agent.call("increment")
     await trio.sleep(1)
     stream = Stream()
-    await nursery.start(partial(follow, peer, stream, answer=PONG))
+    await peer.nursery.start(partial(follow, peer, stream, answer=PONG))
     await stream.ended.wait()
     assert stream.raw == b""
     assert stream.ended_at == pytest.approx(5)
 
 
-async def test_the_new_server_beats_only_after_a_get(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_the_new_server_beats_only_after_a_get(autojump_clock: MockClock) -> None:
     async with open_peer(heartbeat_without_get=False) as peer:
         await peer.agent.initialize()
         await peer.agent.call("increment")
         await trio.sleep(100)
         assert text_of(await peer.agent.call("read")) == "counter: 1"
         stream = Stream()
-        await nursery.start(follow, peer, stream)
+        await peer.nursery.start(follow, peer, stream)
         await stream.ended.wait()
         assert stream.messages == [{"method": "ping", "jsonrpc": "2.0", "id": 0}]
         assert stream.ended_at == pytest.approx(105)
 
 
-async def test_a_refused_get_starts_the_new_servers_heartbeat(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_a_refused_get_starts_the_new_servers_heartbeat(autojump_clock: MockClock) -> None:
     async with open_peer(heartbeat_without_get=False) as peer:
         await peer.agent.initialize()
         await peer.agent.call("increment")
@@ -442,14 +433,14 @@ async def test_failing_tools(peer: Peer, autojump_clock: MockClock) -> None:
 
 
 async def test_slow_reports_progress_on_its_own_stream(
-    peer: Peer, nursery: trio.Nursery, autojump_clock: MockClock
+    peer: Peer, autojump_clock: MockClock
 ) -> None:
     peer.server.ping_interval = None
     await peer.agent.initialize()
     params = {"name": "slow", "arguments": {"seconds": 7}, "_meta": {"progressToken": 0}}
     stream = Stream()
     call = {"jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": params}
-    await nursery.start(partial(follow, peer, stream, message=call))
+    await peer.nursery.start(partial(follow, peer, stream, message=call))
     await stream.ended.wait()
     progress, answer = stream.messages
     assert progress["method"] == "notifications/progress"
@@ -458,9 +449,7 @@ async def test_slow_reports_progress_on_its_own_stream(
     assert stream.ended_at == pytest.approx(7)
 
 
-async def test_requests_on_a_posts_own_stream(
-    peer: Peer, nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_requests_on_a_posts_own_stream(peer: Peer, autojump_clock: MockClock) -> None:
     peer.server.ping_interval = None
     await peer.agent.initialize()
     answers: dict[str, Any] = {"ping": PONG, "roots/list": {"error": {"code": -32601}}}
@@ -468,7 +457,7 @@ async def test_requests_on_a_posts_own_stream(
         stream = Stream()
         params = {"name": "ask", "arguments": {"method": method}}
         call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
-        await nursery.start(partial(follow, peer, stream, answer=answer, message=call))
+        await peer.nursery.start(partial(follow, peer, stream, answer=answer, message=call))
         await stream.ended.wait()
         request, result = stream.messages
         assert request["method"] == method
@@ -478,14 +467,14 @@ async def test_requests_on_a_posts_own_stream(
 
 
 async def test_a_cancelled_call_ends_without_a_message(
-    peer: Peer, nursery: trio.Nursery, autojump_clock: MockClock
+    peer: Peer, autojump_clock: MockClock
 ) -> None:
     peer.server.ping_interval = None
     await peer.agent.initialize()
     params = {"name": "slow", "arguments": {"seconds": 60}}
     stream = Stream()
     call = {"jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": params}
-    await nursery.start(partial(follow, peer, stream, message=call))
+    await peer.nursery.start(partial(follow, peer, stream, message=call))
     await wait_all_tasks_blocked()
     await peer.agent.notify("notifications/cancelled", {"requestId": "5"})
     await trio.sleep(1)
@@ -530,10 +519,10 @@ async def test_pages(peer: Peer, autojump_clock: MockClock) -> None:
     assert [tool["name"] for tool in first["tools"]] == names[:3]
 
 
-async def test_list_changed(peer: Peer, nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+async def test_list_changed(peer: Peer, autojump_clock: MockClock) -> None:
     await peer.agent.initialize()
     stream = Stream()
-    await nursery.start(follow, peer, stream)
+    await peer.nursery.start(follow, peer, stream)
     peer.server.remove_tool("slow")
     peer.server.notify_tools_changed()
     await wait_all_tasks_blocked()
@@ -541,14 +530,12 @@ async def test_list_changed(peer: Peer, nursery: trio.Nursery, autojump_clock: M
     assert "slow" not in [tool["name"] for tool in await peer.agent.list_tools()]
 
 
-async def test_asking_on_the_get_stream(
-    peer: Peer, nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_asking_on_the_get_stream(peer: Peer, autojump_clock: MockClock) -> None:
     await peer.agent.initialize()
     assert await peer.server.ask("roots/list") is None
     stream = Stream()
     answer: dict[str, Any] = {"result": {"roots": []}}
-    await nursery.start(partial(follow, peer, stream, answer=answer))
+    await peer.nursery.start(partial(follow, peer, stream, answer=answer))
     got = await peer.server.ask("roots/list", {"a": 1})
     assert got == {"jsonrpc": "2.0", "id": 1, "result": {"roots": []}}
     assert stream.messages[0]["params"] == {"a": 1}
@@ -557,13 +544,13 @@ async def test_asking_on_the_get_stream(
 # Losing things on demand
 
 
-async def test_forget(peer: Peer, nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+async def test_forget(peer: Peer, autojump_clock: MockClock) -> None:
     await peer.agent.initialize()
     listen, post = Stream(), Stream()
-    await nursery.start(follow, peer, listen)
+    await peer.nursery.start(follow, peer, listen)
     params = {"name": "slow", "arguments": {"seconds": 60}}
     call = {"jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": params}
-    await nursery.start(partial(follow, peer, post, message=call))
+    await peer.nursery.start(partial(follow, peer, post, message=call))
     peer.server.forget(peer.agent.session)
     await listen.ended.wait()
     await post.ended.wait()
@@ -572,13 +559,11 @@ async def test_forget(peer: Peer, nursery: trio.Nursery, autojump_clock: MockClo
         await peer.agent.call("read")
 
 
-async def test_forget_and_keep_the_streams(
-    peer: Peer, nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_forget_and_keep_the_streams(peer: Peer, autojump_clock: MockClock) -> None:
     peer.server.ping_interval = None
     await peer.agent.initialize()
     listen = Stream()
-    await nursery.start(follow, peer, listen)
+    await peer.nursery.start(follow, peer, listen)
     peer.server.forget(keep_streams=True)
     with pytest.raises(SessionGoneError):
         await peer.agent.call("read")
@@ -586,15 +571,13 @@ async def test_forget_and_keep_the_streams(
     assert not listen.ended.is_set()
 
 
-async def test_restart_breaks_every_stream_off(
-    peer: Peer, nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_restart_breaks_every_stream_off(peer: Peer, autojump_clock: MockClock) -> None:
     await peer.agent.initialize()
     listen, post = Stream(), Stream()
-    await nursery.start(follow, peer, listen)
+    await peer.nursery.start(follow, peer, listen)
     params = {"name": "slow", "arguments": {"seconds": 60}}
     call = {"jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": params}
-    await nursery.start(partial(follow, peer, post, message=call))
+    await peer.nursery.start(partial(follow, peer, post, message=call))
     peer.server.restart()
     await listen.ended.wait()
     await post.ended.wait()
@@ -606,36 +589,32 @@ async def test_restart_breaks_every_stream_off(
 
 @pytest.mark.parametrize("cut", [True, False])
 async def test_dropping_the_get_stream_keeps_the_session(
-    peer: Peer, nursery: trio.Nursery, cut: bool, autojump_clock: MockClock
+    peer: Peer, cut: bool, autojump_clock: MockClock
 ) -> None:
     await peer.agent.initialize()
     stream = Stream()
-    await nursery.start(follow, peer, stream)
+    await peer.nursery.start(follow, peer, stream)
     peer.server.drop_listen(cut=cut)
     await stream.ended.wait()
     assert stream.error == ("cut" if cut else "")
     assert text_of(await peer.agent.call("read")) == "counter: 0"
 
 
-async def test_without_ids_what_nobody_reads_is_lost(
-    peer: Peer, nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_without_ids_what_nobody_reads_is_lost(peer: Peer, autojump_clock: MockClock) -> None:
     await peer.agent.initialize()
     peer.server.notify_tools_changed()
     stream = Stream()
-    await nursery.start(partial(follow, peer, stream, last="get/0"))
+    await peer.nursery.start(partial(follow, peer, stream, last="get/0"))
     peer.server.notify("later")
     await wait_all_tasks_blocked()
     assert [message["method"] for message in stream.messages] == ["later"]
 
 
-async def test_with_ids_a_listener_goes_on_where_it_was(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_with_ids_a_listener_goes_on_where_it_was(autojump_clock: MockClock) -> None:
     async with open_peer(event_ids=True, retry=250) as peer:
         await peer.agent.initialize()
         first, second = Stream(), Stream()
-        await nursery.start(follow, peer, first)
+        await peer.nursery.start(follow, peer, first)
         peer.server.notify("one")
         await wait_all_tasks_blocked()
         peer.server.drop_listen()
@@ -645,28 +624,26 @@ async def test_with_ids_a_listener_goes_on_where_it_was(
             b'event: message\nid: get/1\ndata: {"method":"one","jsonrpc":"2.0"}\n\n'
         )
         peer.server.notify("two")
-        await nursery.start(partial(follow, peer, second, last="get/1"))
+        await peer.nursery.start(partial(follow, peer, second, last="get/1"))
         await wait_all_tasks_blocked()
         assert [message["method"] for message in second.messages] == ["two"]
         assert b"id: get/2" in second.raw
         assert (await peer.get(peer.agent.session, last_event_id="nonsense")).status_code == 400
 
 
-async def test_with_ids_an_answer_can_be_fetched_later(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_with_ids_an_answer_can_be_fetched_later(autojump_clock: MockClock) -> None:
     async with open_peer(event_ids=True, ping_interval=None) as peer:
         await peer.agent.initialize()
         params = {"name": "slow", "arguments": {"seconds": 60}}
         call = {"jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": params}
         post, poll = Stream(), Stream()
-        await nursery.start(partial(follow, peer, post, message=call))
+        await peer.nursery.start(partial(follow, peer, post, message=call))
         await wait_all_tasks_blocked()
         peer.server.drop_posts()
         await post.ended.wait()
         assert (post.error, post.messages) == ("", [])
         last = post.raw.split(b"\n")[0].removeprefix(b"id: ").decode()
-        await nursery.start(partial(follow, peer, poll, last=last))
+        await peer.nursery.start(partial(follow, peer, poll, last=last))
         await poll.ended.wait()
         [answer] = poll.messages
         assert (answer["id"], text_of(answer["result"])) == (5, "slept 60 s")
@@ -755,10 +732,10 @@ async def test_a_closed_server_breaks_streams_off_and_answers_nothing(
 ) -> None:
     async with HeartbeatServer.open() as server:
         client = httpx.AsyncClient(transport=AsgiBridge(server.app, nursery), timeout=None)
-        peer = Peer(server, client, PlainAgent(client, URL))
+        peer = Peer(server, client, PlainAgent(client, URL), nursery)
         await peer.agent.initialize()
         stream = Stream()
-        await nursery.start(follow, peer, stream)
+        await peer.nursery.start(follow, peer, stream)
     await stream.ended.wait()
     assert stream.error == "cut"
     with pytest.raises(httpx.RemoteProtocolError):
