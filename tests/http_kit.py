@@ -7,7 +7,7 @@ and a way to cancel something at its n-th checkpoint.
 from __future__ import annotations
 
 import contextlib
-import datetime
+import datetime as dt
 import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -122,6 +122,19 @@ async def answer_all(peer: Peer) -> None:
         await peer.send(ok(b"%d" % peer.number))
 
 
+async def silent(peer: Peer) -> None:
+    """Take requests and never answer."""
+    while await peer.request():
+        pass
+
+
+async def endless(peer: Peer) -> None:
+    """Answer with an event stream that goes on."""
+    await peer.request()
+    await peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+    await trio.sleep_forever()
+
+
 @define(eq=False)
 class Upstream:
     """Opens memory connections, each served by `handler` until that returns.
@@ -158,6 +171,7 @@ async def upstream(
     handler: Handler = answer_all, *, max_connections: int = 64
 ) -> AsyncIterator[tuple[Upstream, TrioTransport]]:
     """A scripted server and a transport on it; checks that closing leaves nothing open."""
+    assert isinstance(trio.lowlevel.current_clock(), trio.testing.MockClock)
     async with trio.open_nursery() as nursery:
         server = Upstream(nursery, handler)
         transport = TrioTransport(URL, max_connections=max_connections, opener=server.open)
@@ -293,13 +307,13 @@ def _ca_usage() -> x509.KeyUsage:
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
 ) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
     )

@@ -7,7 +7,6 @@ in `Track`s, and tells sentences to whoever listens.
 from __future__ import annotations
 
 import enum
-import itertools
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -305,9 +304,11 @@ def _find_session(story: Story, track: Track, agent: PlainAgent) -> str:
 async def _watch_server(story: Story) -> None:
     server = story.server
     assert server is not None
-    for n in itertools.count(1):
-        await server.wait_until(partial(_has_reaped, server, n))
-        reaped = server.happenings("reaped")[n - 1]
+    seen = 0
+    while True:
+        seen += 1
+        await server.wait_until(partial(_has_reaped, server, seen))
+        reaped = server.happenings("reaped")[seen - 1]
         whose = [track.name for track in story.tracks if track.session == reaped.session]
         name = whose[0] if whose else "some"
         story.tell("server", f"destroys the {name} agent's session: {reaped.detail}")

@@ -6,11 +6,12 @@ Must not know how things come about; it reads a `Story`.
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import click
 import trio
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +20,7 @@ from kars_router.cli.demo_story import COUNT, State, Step, Story, Timing, Track
 from kars_router.cli.output import clean
 
 _FRAMES_PER_SECOND = 8
+_WIDEST = 88
 _STYLES = {State.KEPT: "bold green", State.LOST: "bold red", State.UNCLEAR: "bold yellow"}
 
 
@@ -65,25 +67,29 @@ class LiveView:
     async def run(self, story: Story) -> None:
         """Draw until cancelled, and once more then."""
         with Live(
-            console=self._console, auto_refresh=False, get_renderable=lambda: render(story)
+            console=self._console, auto_refresh=False, get_renderable=partial(self._draw, story)
         ) as live:
             while True:
                 live.refresh()
                 await trio.sleep(1 / _FRAMES_PER_SECOND)
 
+    def _draw(self, story: Story) -> Table:
+        return render(story, self._console.width)
 
-def render(story: Story) -> Group:
-    """The table as it is now."""
-    table = Table(box=box.SIMPLE_HEAD, expand=False, pad_edge=False)
+
+def render(story: Story, width: int) -> Table:
+    """The table as it is now, for a terminal of so many columns."""
+    # A fixed width: columns that follow their contents would jump about.
+    table = Table(box=box.SIMPLE_HEAD, width=min(width, _WIDEST), pad_edge=False)
     table.add_column("")
-    table.add_column("straight to the server", min_width=28)
-    table.add_column("through kars-router", min_width=28)
+    table.add_column("straight to the server", ratio=1)
+    table.add_column("through kars-router", ratio=1)
     table.add_row("counts", *(_counts(track) for track in story.tracks))
     table.add_row("thinks", *(_thinks(story, track) for track in story.tracks))
     table.add_row("pings", *(_pings(story, track) for track in story.tracks))
     table.add_row("reads", *(_reads(track) for track in story.tracks))
     table.add_row("so its state was", *(_verdict(track) for track in story.tracks))
-    return Group(table)
+    return table
 
 
 def _counts(track: Track) -> Text:

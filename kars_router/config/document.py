@@ -14,7 +14,6 @@ from attrs import define, field
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLStreamError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
-from ruamel.yaml.reader import ReaderError
 
 from kars_router.config.problems import Path, Problem, invalid
 
@@ -73,8 +72,6 @@ def _compose(text: str) -> Node | None:
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         what = error.problem or error.context or "is not YAML"
         raise invalid(f"{where}{' '.join(str(what).split())}") from None
-    except ReaderError as error:
-        raise invalid(f"{_place(text, error.position)}: holds a forbidden character") from None
     except RecursionError:
         raise invalid(f"is nested more than {DEEPEST} deep") from None
     except (YAMLError, YAMLStreamError, ValueError, OverflowError):

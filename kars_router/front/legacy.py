@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import msgspec
 import trio
 
 from kars_router.errors import AgentError
@@ -30,6 +31,7 @@ LIST_CHANGED: Final = jsonrpc.notification("notifications/tools/list_changed")
 # servers that are just being reached.
 _FIRST_LIST_SECONDS: Final = 5.0
 _MAX_BATCH: Final = 64
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class LegacyServer:
@@ -80,7 +82,12 @@ class LegacyServer:
             return
         message = jsonrpc.parse(body)
         if message.kind is Kind.REQUEST and message.method == "initialize":
-            await self._initialize(exchange, endpoint, message)
+            try:
+                await self._initialize(exchange, endpoint, message)
+            except AgentError as error:
+                refusal = jsonrpc.error_object(error.code, error.message)
+                body = jsonrpc.error(message.id, refusal)
+                await exchange.respond(error.status, body, (JSON,))
             return
         session = self.session_of(exchange, endpoint)
         if message.kind is not Kind.REQUEST:
@@ -242,12 +249,12 @@ class LegacyServer:
         return self._tools.page(session.ticket.endpoint, cursor)
 
     async def _call(self, session: AgentSession, message: Message) -> bytes:
-        params = _params(message)
-        name = params.get("name")
-        if not isinstance(name, str):
+        params = _members(message)
+        if not params.get("name", b"").startswith(b'"'):
             raise AgentError(jsonrpc.INVALID_PARAMS, "tools/call needs the name of a tool")
-        if not isinstance(params.get("arguments", {}), dict):
+        if not params.get("arguments", b"{").startswith(b"{"):
             raise AgentError(jsonrpc.INVALID_PARAMS, "arguments must be an object")
+        name: str = jsonrpc.decode(params["name"])
         await self._supervisor.wait_tried(_FIRST_LIST_SECONDS)
         found = self._tools.find(session.ticket.endpoint, name)
         if isinstance(found, ServerRuntime):
@@ -271,9 +278,10 @@ class LegacyServer:
                     "this one was not made. Try again when others have ended.",
                 ),
             )
-        raw = (
-            message.params if name == found.name else jsonrpc.encode({**params, "name": found.name})
-        )
+        # Written anew even if the name stays: of a name that is given twice, the server might
+        # take the one that was not checked.
+        members = {member: msgspec.Raw(value) for member, value in params.items()}
+        raw = jsonrpc.encode({**members, "name": found.name})
         self.calls_in_flight += 1
         try:
             outcome = await self._supervisor.call(
@@ -305,10 +313,22 @@ class LegacyServer:
 def _params(message: Message) -> dict[str, Any]:
     if not message.params:
         return {}
-    value = jsonrpc.decode(message.params)
+    try:
+        value = jsonrpc.decode(message.params)
+    except jsonrpc.MalformedError as error:  # a number out of range, say
+        raise AgentError(jsonrpc.INVALID_PARAMS, "params hold a value without meaning") from error
     if not isinstance(value, dict):
         raise AgentError(jsonrpc.INVALID_PARAMS, "params must be an object")
     return value
+
+
+def _members(message: Message) -> dict[str, bytes]:
+    """The members of params, each as the agent wrote it; of a repeated one the last."""
+    try:
+        found = _object.decode(message.params or b"{}")
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise AgentError(jsonrpc.INVALID_PARAMS, "params must be an object") from error
+    return {name: bytes(value) for name, value in found.items()}
 
 
 def _is_request(part: bytes) -> bool:

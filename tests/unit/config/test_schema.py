@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kars_router.config.addresses import Address
@@ -377,7 +377,6 @@ _CONFIGS = st.fixed_dictionaries(
 )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(_CONFIGS)
 def test_every_valid_configuration_survives_the_way_to_plain_data_and_back(raw: object) -> None:
     config = structure_config(raw)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kars_router.config.units import (
@@ -84,7 +84,6 @@ def test_durations_out_of_range(wrong: object) -> None:
         parse_duration(wrong)
 
 
-@settings(deadline=None)
 @given(st.floats(min_value=0, max_value=LONGEST, exclude_min=True, exclude_max=True))
 def test_durations_survive_being_written(seconds: float) -> None:
     assert parse_duration(format_duration(seconds)) == seconds
@@ -138,13 +137,11 @@ def test_what_is_no_size(wrong: object, why: str) -> None:
         parse_size(wrong)
 
 
-@settings(deadline=None)
 @given(st.integers(SMALLEST_SIZE, LARGEST_SIZE))
 def test_sizes_survive_being_written(size: int) -> None:
     assert parse_size(format_size(size)) == size
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="0123456789.dhmsBkKMGi ", max_size=20) | st.text())
 def test_any_text_is_a_quantity_or_a_value_error(text: str) -> None:
     for parse, top in ((parse_duration, LONGEST), (parse_size, LARGEST_SIZE)):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import attrs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kars_router.config.converter import key_of
@@ -51,7 +51,6 @@ BYTES = st.binary(max_size=100) | st.text(max_size=100).map(
 )
 
 
-@settings(deadline=None, max_examples=300)
 @given(
     raw=SHAPED | ANYTHING,
     upstreams=st.lists(st.text(max_size=12) | st.just("web=http://h/"), max_size=2),
@@ -73,7 +72,6 @@ def test_any_data(raw: object, upstreams: list[str], overrides: dict[str, object
         assert hash(config) == hash(attrs.evolve(config))
 
 
-@settings(deadline=None, max_examples=150)
 @given(data=BYTES)
 def test_any_file(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     file = tmp_path_factory.getbasetemp() / "any.yaml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Iterable
 
 import httpx
@@ -20,7 +21,8 @@ CHUNKED = (
 WHOLE = {
     "sized": SIZED,
     "chunked": CHUNKED,
-    "interim": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + SIZED,
+    "interim": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
+    + SIZED,
     "no reason": b"HTTP/1.1 200\r\nContent-Length: 5\r\n\r\nhello",
 }
 
@@ -75,7 +77,7 @@ def test_any_chunking_and_any_split_give_the_same_body(
     wire = OK + b"Transfer-Encoding: chunked\r\n\r\n"
     wire += b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
     edges = [0, *sorted(cut % (len(wire) + 1) for cut in cuts), len(wire)]
-    reads = [wire[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b]
+    reads = [wire[a:b] for a, b in itertools.pairwise(edges) if a < b]
     parser, received = parse(reads)
     assert (received, parser.complete, parser.keep_seconds) == (body, True, 4.0)
 
