@@ -18,9 +18,9 @@ from kars_router.model import Failure, Fate, LossVerdict, Phase, Sent
 # "sessionStorage key missing" is about a browser's storage, not about the session.
 _SESSION_GONE: Final = re.compile(
     r"""not\ initialized
-    | \bsession\b(?!\s*storage)[^.;\n]{0,40}?
+    | \bsession(?:_?id)?\b(?!\s*storage)[^.;\n]{0,40}?
       \b(?:expired|not\ found|unknown|invalid|missing|terminated|no\ longer|does\ not\ exist)\b
-    | \b(?:expired|unknown|invalid|missing|terminated|no\ valid)\s+(?:mcp[- ])?session\b
+    | \b(?:expired|unknown|invalid|missing|terminated|no\ valid)\s+(?:mcp[- ])?session(?:_?id)?\b
     """,
     re.IGNORECASE | re.VERBOSE,
 )

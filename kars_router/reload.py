@@ -37,7 +37,8 @@ async def watch(
         overrides: what the command line replaced in it.
         poll: seconds between looks.
     """
-    seen = await _stamp(path)
+    # The file may have changed since it was read at the start, so the first look reads it.
+    seen: tuple[int, int, int] | None = None
     while True:
         await trio.sleep(poll)
         now = await _stamp(path)

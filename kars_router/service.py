@@ -46,6 +46,8 @@ TransportFactory = Callable[[str, Server], httpx.AsyncBaseTransport]
 # hypercorn closes idle agent connections after this; agents' clients give up earlier themselves.
 _KEEP_ALIVE_SECONDS = 120.0
 _ENDLESS_REQUESTS = 2**62
+_MARGIN_SECONDS = 3.0
+_LAST_ANSWERS_SECONDS = 1.0
 
 
 def default_transport(_name: str, server: Server) -> httpx.AsyncBaseTransport:
@@ -72,7 +74,7 @@ class Router:
         self.admin_url = ""
         self.metrics = Metrics()
         self.draining = trio.Event()
-        self._impatient: list[Callable[[], None]] = []
+        self._hurried = trio.Event()
         options = {n: dict(o) for n, o in config.plugins.options.items()}
         self.plugins = Plugins.load(
             blocked=config.plugins.blocked,
@@ -124,18 +126,25 @@ class Router:
         self.draining.set()
         if first:
             log().info("draining", calls=self.legacy.calls_in_flight)
-        # What is left at the end of the grace is cut off: a margin is kept for the deletions.
-        with trio.move_on_after(max(self.config.shutdown_grace - 3.0, 0.0)):
-            await self.legacy.drain()
+        # A margin of the grace is kept for the deletions and the last answers.
+        with trio.move_on_after(max(self.config.shutdown_grace - _MARGIN_SECONDS, 0.0)):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._heed_hurry, nursery.cancel_scope)
+                await self.legacy.drain()
+                nursery.cancel_scope.cancel()
+        if self.legacy.calls_in_flight:
+            # Ending the sessions under what is left gives each call an answer with its fate.
+            async with trio.open_nursery() as nursery:
+                for runtime in self.supervisor.servers.values():
+                    nursery.start_soon(runtime.stop)
 
     def hurry(self) -> None:
         """Ends the waiting for calls in flight, now and later; they end with their fate."""
-        for cancel in self._impatient:
-            cancel()
+        self._hurried.set()
 
-    def on_hurry(self, cancel: Callable[[], None]) -> None:
-        """Registers what `hurry` cuts short."""
-        self._impatient.append(cancel)
+    async def _heed_hurry(self, patience: trio.CancelScope) -> None:
+        await self._hurried.wait()
+        patience.cancel()
 
     async def apply(self, config: Config) -> None:
         """Takes over a changed configuration without touching sessions of unchanged servers.
@@ -221,10 +230,10 @@ async def open_router(
                 try:
                     yield router
                 finally:
-                    with trio.CancelScope(shield=True) as grace:  # bounded by `shutdownGrace`
-                        router.on_hurry(grace.cancel)
-                        router.on_hurry(listeners.cancel_scope.cancel)
+                    with trio.CancelScope(shield=True):  # bounded by `shutdownGrace`
                         await router.drain()
+                    # Agents may take their last answers, but must not hold up the exit.
+                    listeners.cancel_scope.deadline = trio.current_time() + _LAST_ANSWERS_SECONDS
             upstream.cancel_scope.cancel()
     finally:
         router.records.close()

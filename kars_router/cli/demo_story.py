@@ -283,7 +283,8 @@ async def _follow_script(story: Story, track: Track, agent: PlainAgent) -> None:
         story.tell(track.name, f"read: {track.refused}; begins a new session, as MCP says")
         await agent.initialize()
         result = await agent.call("read")
-    track.final = text_of(result)
+    # A router that lost the session says so in a text of its own before the tool's.
+    track.final = text_of(result).rpartition("\n")[2]
     reset = result.get("_meta", {}).get(_SESSION_META)
     track.told = str(reset.get("reason", reset)) if reset else ""
     track.step = Step.DONE

@@ -16,12 +16,14 @@ from typing import Self
 
 import click
 
-from kars_router.errors import ConfigError, KarsError, UpstreamError, UserError
+from kars_router.errors import ConfigError, KarsError, PluginError, UserError
 
 FOUND = 1
 USAGE = 2
 UNDETERMINED = 3
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+_EXPECTED = (KarsError, click.ClickException, BrokenPipeError)
 
 
 class Boundary:
@@ -51,13 +53,12 @@ class Boundary:
         if error is None or isinstance(error, SystemExit):
             return False
         leaves = tuple(_leaves(error))
-        try:
+        self.status = _status(leaves)
+        # Where stderr is gone too, the exit code is all that can still be said.
+        with contextlib.suppress(OSError):
             if self.debug:
                 click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-            self.status = _report(leaves)
-        except OSError:
-            # stderr is gone too; the exit code is all that can still be said.
-            self.status = FOUND
+            _say(leaves)
         return True
 
 
@@ -69,41 +70,52 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
-def _report(leaves: tuple[BaseException, ...]) -> int:
-    """Says on stderr what happened and returns the exit code."""
-    if any(isinstance(leaf, KeyboardInterrupt | click.Abort) for leaf in leaves):
+def _status(leaves: tuple[BaseException, ...]) -> int:
+    if _interrupted(leaves):
         return INTERRUPTED
-    unexpected = [
-        leaf
-        for leaf in leaves
-        if not isinstance(leaf, KarsError | click.ClickException | BrokenPipeError)
-    ]
-    if unexpected:
-        click.echo(f"kars: {_unexpected(unexpected[0])}", err=True)
-        return UNDETERMINED
-    return max(_expected(leaf) for leaf in leaves)
+    return max(_status_of(leaf) for leaf in leaves)
 
 
-def _expected(leaf: BaseException) -> int:
-    if isinstance(leaf, BrokenPipeError):
-        _forget_stdout()
-        return FOUND
-    if isinstance(leaf, click.UsageError):
-        leaf.show(file=sys.stderr)
-        return USAGE
-    if isinstance(leaf, click.ClickException):
-        click.echo(f"kars: {leaf.format_message()}", err=True)
-        return leaf.exit_code
-    if isinstance(leaf, ConfigError):
-        for problem in leaf.problems:
-            # What a flag gave stands in no file.
-            place = "kars" if problem.startswith("--") else leaf.source or "kars"
-            click.echo(f"{click.format_filename(place)}: {problem}", err=True)
-    else:
-        click.echo(f"kars: {leaf}", err=True)
-    if isinstance(leaf, UserError):
-        return leaf.exit_code
-    return UNDETERMINED if isinstance(leaf, UpstreamError) else FOUND
+def _status_of(leaf: BaseException) -> int:
+    match leaf:
+        case UserError() | click.ClickException():
+            return leaf.exit_code
+        case PluginError() | BrokenPipeError():
+            return FOUND
+        case _:
+            return UNDETERMINED
+
+
+def _say(leaves: tuple[BaseException, ...]) -> None:
+    """Says on stderr what happened, in a sentence for each thing that a user can mend."""
+    if _interrupted(leaves):
+        return
+    unexpected = [leaf for leaf in leaves if not isinstance(leaf, _EXPECTED)]
+    for leaf in unexpected[:1] or leaves:
+        match leaf:
+            case BrokenPipeError():
+                _forget_stdout()
+            case click.UsageError():
+                leaf.show(file=sys.stderr)
+            case click.ClickException():
+                click.echo(f"kars: {leaf.format_message()}", err=True)
+            case ConfigError():
+                _say_problems(leaf)
+            case KarsError():
+                click.echo(f"kars: {leaf}", err=True)
+            case _:
+                click.echo(f"kars: {_unexpected(leaf)}", err=True)
+
+
+def _say_problems(error: ConfigError) -> None:
+    for problem in error.problems:
+        # What a flag gave stands in no file.
+        place = "kars" if problem.startswith("--") else error.source or "kars"
+        click.echo(f"{click.format_filename(place)}: {problem}", err=True)
+
+
+def _interrupted(leaves: tuple[BaseException, ...]) -> bool:
+    return any(isinstance(leaf, KeyboardInterrupt | click.Abort) for leaf in leaves)
 
 
 def _unexpected(error: BaseException) -> str:

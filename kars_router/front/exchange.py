@@ -37,14 +37,17 @@ class Exchange:
     Attributes:
         method: the HTTP method.
         path: the decoded path.
-        headers: by lower-case name; of repeated ones the last.
+        headers: by lower-case name; repeated ones joined (RFC 9110, section 5.3).
         started: whether the response has begun.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.headers: dict[bytes, bytes] = {}
+        for name, value in scope["headers"]:
+            before = self.headers.get(name)
+            self.headers[name] = value if before is None else b"%b, %b" % (before, value)
         self.query: bytes = scope.get("query_string", b"")
         self.started = False
         self._receive = receive

@@ -103,6 +103,8 @@ class LegacyServer:
     async def get(self, exchange: Exchange, endpoint: str) -> None:
         """Answers a GET: an event stream that lives as long as agent, session and router do."""
         session = self.session_of(exchange, endpoint)
+        if not self._accepting:
+            raise AgentError(jsonrpc.REFUSED, "the router is shutting down", status=503)
         await serve_get(exchange, session, self._metrics)
 
     async def delete(self, exchange: Exchange, endpoint: str) -> None:

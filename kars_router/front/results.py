@@ -6,13 +6,17 @@ codes appear.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import msgspec
 
 from kars_router.model import CallOutcome, SessionReset
 from kars_router.wire import jsonrpc
 
 CALL_META: Final = "kars.azure.com/call"
 SESSION_META: Final = "kars.azure.com/session"
+T = TypeVar("T")
 
 
 def response(ident: bytes, server: str, outcome: CallOutcome) -> bytes:
@@ -53,13 +57,14 @@ def failed(server: str, outcome: CallOutcome) -> bytes:
 
 
 def with_notice(server: str, result: bytes, reset: SessionReset) -> bytes:
-    """A server's result with the notice that its session's state was lost before the call."""
+    """A server's result with the notice that its session's state was lost before the call.
+
+    All else in the result stays as the server wrote it.
+    """
     try:
-        value: Any = jsonrpc.decode(result)
+        value = jsonrpc.members(result)
     except jsonrpc.MalformedError:
-        return result
-    if not isinstance(value, dict):
-        return result
+        return result  # no result that MCP knows: it cannot carry a notice
     notice = {
         "type": "text",
         "text": (
@@ -68,14 +73,14 @@ def with_notice(server: str, result: bytes, reset: SessionReset) -> bytes:
             "are gone; the result that follows was made without them."
         ),
     }
-    content = value.get("content")
-    meta = value.get("_meta")
+    content = _parts(jsonrpc.elements, value.get("content"), b"[]")
+    meta = _parts(jsonrpc.members, value.get("_meta"), b"{}")
     return jsonrpc.encode(
         {
             **value,
-            "content": [notice, *(content if isinstance(content, list) else [])],
+            "content": [notice, *content],
             "_meta": {
-                **(meta if isinstance(meta, dict) else {}),
+                **meta,
                 SESSION_META: {
                     "reset": True,
                     "generation": reset.generation,
@@ -84,3 +89,10 @@ def with_notice(server: str, result: bytes, reset: SessionReset) -> bytes:
             },
         }
     )
+
+
+def _parts(read: Callable[[bytes], T], part: msgspec.Raw | None, default: bytes) -> T:
+    try:
+        return read(default if part is None else bytes(part))
+    except jsonrpc.MalformedError:
+        return read(default)

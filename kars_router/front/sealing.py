@@ -74,7 +74,7 @@ class Sealer:
         """A session id for a ticket: base64url, about 200 characters."""
         nonce = secrets.token_bytes(_NONCE_BYTES)
         sealed = self._cipher.encrypt(nonce, msgspec.json.encode(ticket), _PURPOSE)
-        return base64.urlsafe_b64encode(nonce + sealed).rstrip(b"=").decode("ascii")
+        return _spell(nonce + sealed)
 
     def open(self, session_id: str) -> Ticket | None:
         """The ticket in a session id; None if it was not made with this key."""
@@ -84,12 +84,16 @@ class Sealer:
             raw = base64.b64decode(
                 session_id + "=" * (-len(session_id) % 4), altchars=b"-_", validate=True
             )
-            if len(raw) < _NONCE_BYTES + _TAG_BYTES:
-                return None
+            if len(raw) < _NONCE_BYTES + _TAG_BYTES or _spell(raw) != session_id:
+                return None  # the last character has bits that decoding ignores
             text = self._cipher.decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], _PURPOSE)
             return self._decoder.decode(text)
         except (binascii.Error, InvalidTag, msgspec.DecodeError):
             return None
+
+
+def _spell(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode("ascii")
 
 
 def load_key(directory: Path | None) -> bytes:

@@ -18,9 +18,19 @@ from kars_router.telemetry import log
 from kars_router.wire import jsonrpc, names
 
 _MAX_PAGES: Final = 100
+_LONGEST_NAME: Final = 256
 
 Fetch = Callable[[bytes], Awaitable[bytes]]
 Admits = Callable[[ServerInfo, str, Mapping[str, Any]], bool]
+
+
+@frozen
+class Definition:
+    """A tool as its server defines it: its name, and the definition decoded and as it was sent."""
+
+    name: str
+    value: Mapping[str, Any]
+    raw: bytes
 
 
 @frozen
@@ -40,7 +50,7 @@ class Catalogue:
         return [t.own for t in self.tools.values()] == [t.own for t in other.tools.values()]
 
 
-async def read_definitions(server: str, fetch: Fetch, *, limit: int) -> list[dict[str, Any]]:
+async def read_definitions(server: str, fetch: Fetch, *, limit: int) -> list[Definition]:
     """Reads all pages of a server's tools/list.
 
     Args:
@@ -54,17 +64,16 @@ async def read_definitions(server: str, fetch: Fetch, *, limit: int) -> list[dic
     Raises:
         CallFailed: a request failed, or the answer has an unusable shape.
     """
-    found: list[dict[str, Any]] = []
+    found: list[Definition] = []
     seen: set[str] = set()
     params = b""
     for _ in range(_MAX_PAGES):
-        page = _page(server, await fetch(params))
-        found += [d for d in page["tools"] if isinstance(d, dict) and _usable(d.get("name"))]
+        items, cursor = _page(server, await fetch(params))
+        found += [d for item in items if (d := _definition(server, item)) is not None]
         if len(found) > limit:
             log().warning("tools_truncated", server=server, limit=limit)
             return found[:limit]
-        cursor = page.get("nextCursor")
-        if not isinstance(cursor, str):  # an empty string is a cursor like any other
+        if cursor is None:
             return found
         if cursor in seen:
             log().warning("tools_cursor_cycle", server=server)
@@ -75,7 +84,7 @@ async def read_definitions(server: str, fetch: Fetch, *, limit: int) -> list[dic
     return found
 
 
-def build(info: ServerInfo, definitions: list[dict[str, Any]], admits: Admits) -> Catalogue:
+def build(info: ServerInfo, definitions: list[Definition], admits: Admits) -> Catalogue:
     """Admits and names a server's tools.
 
     A name that occurs twice is taken once, the first time, and the log says so.
@@ -83,37 +92,45 @@ def build(info: ServerInfo, definitions: list[dict[str, Any]], admits: Admits) -
     tools: dict[str, Tool] = {}
     hidden = 0
     for definition in definitions:
-        name = definition["name"]
+        name = definition.name
         if name in tools:
             log().warning("tool_twice", server=info.name, tool=name)
             continue
-        if not admits(info, name, definition):
+        if not admits(info, name, definition.value):
             hidden += 1
             continue
         public = names.public_name(info.name, name)
+        renamed = {**jsonrpc.members(definition.raw), "name": public}
         tools[name] = Tool(
-            info.name,
-            name,
-            public,
-            definition,
-            jsonrpc.encode(definition),
-            jsonrpc.encode({**definition, "name": public}),
+            info.name, name, public, definition.value, definition.raw, jsonrpc.encode(renamed)
         )
     return Catalogue(tools, hidden)
 
 
-def _page(server: str, result: bytes) -> dict[str, Any]:
+def _page(server: str, result: bytes) -> tuple[list[bytes], str | None]:
     try:
-        page = jsonrpc.decode(result)
+        page = jsonrpc.members(result)
+        items = jsonrpc.elements(bytes(page["tools"])) if "tools" in page else None
+        cursor = jsonrpc.decode(bytes(page["nextCursor"])) if "nextCursor" in page else None
     except jsonrpc.MalformedError as error:
-        raise _unusable(server, str(error)) from error
-    if not isinstance(page, dict) or not isinstance(page.get("tools"), list):
+        raise _unusable(server, f"tools/list has an unusable answer: {error}") from error
+    if items is None:
         raise _unusable(server, "tools/list has no list of tools")
-    return page
+    # An empty string is a cursor like any other.
+    return [bytes(item) for item in items], cursor if isinstance(cursor, str) else None
 
 
-def _usable(name: object) -> bool:
-    return isinstance(name, str) and 0 < len(name) <= 256 and name.isprintable()
+def _definition(server: str, raw: bytes) -> Definition | None:
+    try:
+        value = jsonrpc.decode(raw)
+    except jsonrpc.MalformedError as error:
+        log().warning("tool_unusable", server=server, error=str(error))
+        return None
+    name = value.get("name") if isinstance(value, dict) else None
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
+        log().warning("tool_unusable", server=server, error="no usable name")
+        return None
+    return Definition(name, value, raw)
 
 
 def _unusable(server: str, detail: str) -> CallFailed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final
+from typing import Final
 
 import trio
 from attrs import frozen
@@ -77,7 +77,7 @@ class ServerRuntime:
         self.tried = trio.Event()
         self.slots: dict[str, Slot] = {}
         self.instructions = ""
-        self._definitions: list[dict[str, Any]] = []
+        self._definitions: list[catalogue.Definition] = []
         self._connector = connector
         self._around = around
         self._credentials = around.plugins.credentials(self.info)

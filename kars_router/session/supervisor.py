@@ -132,9 +132,12 @@ class Supervisor:
 
     async def wait_tried(self, seconds: float) -> None:
         """Waits until each server's first attempt has ended, for at most so many seconds."""
+        untried = [r.tried for r in self.servers.values() if not r.tried.is_set()]
+        if not untried:
+            return
         with trio.move_on_after(seconds):
-            for runtime in list(self.servers.values()):
-                await runtime.tried.wait()
+            for tried in untried:
+                await tried.wait()
 
     async def call(self, call: ToolCall) -> CallOutcome:
         """Makes a tools/call and says how it ended; never raises for a failure.

@@ -201,11 +201,7 @@ class TrioTransport(httpx.AsyncBaseTransport):
     async def _open(self) -> trio.abc.Stream:
         if self._scheme == "https" and self._context is None:
             # Once, and late: it reads every certificate of the system, which takes a while.
-            context = ssl.create_default_context()
-            if self._ca_file is not None:
-                context.load_verify_locations(self._ca_file)
-            context.set_alpn_protocols(["http/1.1"])
-            self._context = context
+            self._context = _trusting(self._ca_file)
         return await self._opener(self._host, self._port, self._context)
 
 
@@ -346,6 +342,15 @@ async def _bounded(
     except step.causes as exc:
         raise step.error(f"{step.name}: {_reason(exc)}", request=request) from exc
     raise step.timeout(f"{step.name} took more than {seconds} s", request=request)
+
+
+def _trusting(ca_file: Path | str | None) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if ca_file is not None:
+        # Read here, as an error of `load_verify_locations` does not name the file.
+        context.load_verify_locations(cadata=Path(ca_file).read_text(encoding="ascii"))
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 def _reason(exc: BaseException) -> str:

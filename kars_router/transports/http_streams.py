@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 import trio
@@ -41,6 +41,20 @@ class CountedStream(trio.abc.Stream):
         self._stream = stream
         self.socket: trio.socket.SocketType = stream.socket
         self.sent = 0
+        self._patient = True
+
+    @contextlib.contextmanager
+    def impatient(self) -> Iterator[None]:
+        """Within this, `receive_some` raises `trio.WouldBlock` where it would wait.
+
+        For a look at what a TLS stream above holds. A cancel scope that has expired will not do:
+        it also cancels where there was something to take.
+        """
+        self._patient = False
+        try:
+            yield
+        finally:
+            self._patient = True
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send `data`, counting. Cancelled in the middle, `sent` is exact."""
@@ -60,7 +74,9 @@ class CountedStream(trio.abc.Stream):
         await self._stream.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """As for `trio.abc.ReceiveStream`."""
+        """As for `trio.abc.ReceiveStream`; see also `impatient`."""
+        if not self._patient and not self.socket.is_readable():
+            raise trio.WouldBlock
         return bytes(await self._stream.receive_some(max_bytes))
 
     async def aclose(self) -> None:
@@ -112,24 +128,26 @@ def bytes_sent(stream: trio.abc.Stream) -> int | None:
 async def is_stale(stream: trio.abc.Stream) -> bool:
     """Tell whether an idle stream has ended, failed or holds bytes that nobody asked for.
 
-    Takes no time for a socket and about a millisecond for anything else. It may consume a byte,
-    so a stale stream is good for closing only. Cancelled, the stream is in doubt as well.
+    Takes no time for a socket, with TLS or without, and a millisecond for anything else. It may
+    consume a byte, so a stale stream is good for closing only. Cancelled, the stream is in doubt.
     """
-    innermost = _innermost(stream)
-    patience = _PROBE_SECONDS
-    if isinstance(innermost, CountedStream):
-        if innermost.socket.is_readable():
-            return True  # an end, an error, bytes, or a late TLS record: not worth telling apart
-        if innermost is stream:
+    wire = _innermost(stream)
+    try:
+        if not isinstance(wire, CountedStream):
+            with trio.move_on_after(_PROBE_SECONDS):
+                await stream.receive_some(1)
+                return True
             return False
-        # Whole TLS records may wait above the socket. With a deadline that has passed but was not
-        # delivered yet, `receive_some` takes what is there and gives up where it would wait.
-        patience = 0.0
-    with trio.move_on_after(patience):
-        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        if wire is stream:
+            return wire.socket.is_readable()
+        # The socket alone does not tell: a record may wait above it, or hold but a session ticket.
+        with wire.impatient():
             await stream.receive_some(1)
+    except trio.WouldBlock:
+        return False
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
         return True
-    return False
+    return True
 
 
 def _innermost(stream: trio.abc.Stream) -> trio.abc.Stream:

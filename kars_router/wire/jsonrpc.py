@@ -81,6 +81,7 @@ class _Envelope(msgspec.Struct):
 _envelope = msgspec.json.Decoder(_Envelope)
 _array = msgspec.json.Decoder(list[msgspec.Raw])
 _any = msgspec.json.Decoder()
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _encode = msgspec.json.Encoder().encode
 
 _BOM = b"\xef\xbb\xbf"
@@ -96,6 +97,33 @@ def decode(data: bytes) -> Any:
         return _any.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedError(PARSE_ERROR, f"not JSON: {error}") from error
+
+
+def members(data: bytes) -> dict[str, msgspec.Raw]:
+    """Reads the members of a JSON object, each left as the bytes that it was written in.
+
+    Written again by `encode`, the members that nobody touched are unchanged, down to numbers that
+    no Python type holds.
+
+    Raises:
+        MalformedError: not a JSON object.
+    """
+    try:
+        return _members.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedError(INVALID_REQUEST, f"not a JSON object: {error}") from error
+
+
+def elements(data: bytes) -> list[msgspec.Raw]:
+    """Reads the elements of a JSON array, each left as the bytes that it was written in.
+
+    Raises:
+        MalformedError: not a JSON array.
+    """
+    try:
+        return _array.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedError(INVALID_REQUEST, f"not a JSON array: {error}") from error
 
 
 def encode(value: Any) -> bytes:

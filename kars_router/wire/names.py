@@ -16,13 +16,15 @@ LIMIT: Final = 64
 SEPARATOR: Final = "__"
 _HASH_LENGTH: Final = 10
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]")
+_HASHED: Final = re.compile(rf"_[0-9a-f]{{{_HASH_LENGTH}}}\Z")
 
 
 def public_name(server: str, tool: str) -> str:
     """The name under which a server's tool appears on `/mcp`.
 
     Deterministic. Names that need changing (too long, or with other characters) get a hash of
-    the original as a suffix, so that two of them never become the same.
+    the original as a suffix, so that two of them never become the same; so do names that end
+    like one with a hash, lest a tool takes the name that another one was given.
 
     Args:
         server: a configured server name; holds no underscore, so the separator is unambiguous.
@@ -30,7 +32,7 @@ def public_name(server: str, tool: str) -> str:
     """
     plain = f"{server}{SEPARATOR}{tool}"
     safe = _UNSAFE.sub("_", plain)
-    if safe == plain and len(plain) <= LIMIT:
+    if safe == plain and len(plain) <= LIMIT and not _HASHED.search(plain):
         return plain
     digest = hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_LENGTH]
     return f"{safe[: LIMIT - _HASH_LENGTH - 1]}_{digest}"
@@ -44,8 +46,7 @@ def split_dotted(name: str) -> tuple[str, str] | None:
 
 def server_of(name: str) -> str | None:
     """The server that a public or dotted name seems to belong to, or None."""
-    for separator in (SEPARATOR, "."):
-        server, found, rest = name.partition(separator)
-        if found and server and rest:
-            return server
-    return None
+    # The first separator counts: no server's name holds either of them.
+    parts = [name.partition(separator) for separator in (SEPARATOR, ".")]
+    servers = [server for server, found, rest in parts if found and server and rest]
+    return min(servers, key=len, default=None)

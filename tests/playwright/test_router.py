@@ -6,17 +6,18 @@ It never opens a GET stream and answers nothing, as the controls do, which lose 
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from attrs import frozen
 from peers import RunningRouter, run_router
 
 from playwright.controls import Controls
-from playwright.mcp_client import McpClient, text
+from playwright.mcp_client import McpClient, Refused, text
 from playwright.routed import configuration, failure_in, reset_in
 from playwright.servers import NEW, OLD, REAP_TIME, VERSIONS, BrowserServer, browser_server, until
 from playwright.surfing import Page, Surfer
@@ -26,6 +27,9 @@ assert IDLE > 3 * REAP_TIME
 
 # The calls of one agent that follow each other, on a machine that is busy with more.
 BRIEFLY = 60.0
+
+# A session that is not deleted but abandoned is found dead no sooner than this.
+AT_ONCE = REAP_TIME - 1
 
 
 @pytest.fixture(autouse=True)
@@ -81,20 +85,6 @@ async def test_a_call_longer_than_the_reap_time_is_answered(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_an_agent_that_leaves_ends_its_session_on_the_server(
-    version: str, router: RunningRouter, browsers: Mapping[str, BrowserServer], pages: str
-) -> None:
-    browser = browsers[version]
-    async with McpClient.connect(router.mcp(browser.name)) as client:
-        with trio.fail_after(BRIEFLY):
-            await Surfer(client, version).open(f"{pages}/pears")
-            ended = browser.deleted()
-            assert await client.delete() == 200
-        # A session that was merely abandoned would go no sooner than REAP_TIME, if ever.
-        await until("delete http session", lambda: browser.deleted() > ended, within=3)
-
-
-@pytest.mark.parametrize("version", VERSIONS)
 async def test_an_agent_is_told_that_its_browser_died(
     version: str, pages: str, tmp_path: Path
 ) -> None:
@@ -124,6 +114,14 @@ async def test_an_agent_is_told_that_its_browser_died(
             assert failure == {"fate": "unknown", "server": first.name, "retryable": False}
             assert str(first.port) not in text(result)
 
+            refused = await surfer.call("browser_snapshot")
+            failure = failure_in(refused)
+            assert refused["isError"] is True
+            assert failure is not None
+            assert failure.pop("code")
+            assert failure == {"fate": "not_executed", "server": first.name, "retryable": True}
+            assert reset_in(refused) is None
+
             second = processes.enter_context(
                 browser_server(version, tmp_path / "second", port=first.port)
             )
@@ -143,24 +141,60 @@ async def test_an_agent_is_told_that_its_browser_died(
             assert second.created() >= 1
 
 
-async def test_a_terminated_router_leaves_no_session_behind(pages: str, tmp_path: Path) -> None:
+@frozen
+class Stage:
+    """Servers that nobody else uses, so that every session in their logs is accounted for."""
+
+    browsers: Mapping[str, BrowserServer]
+    router: RunningRouter
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
     with ExitStack() as processes:
-        old, new = (
-            processes.enter_context(browser_server(version, tmp_path / version))
-            for version in (OLD, NEW)
-        )
-        router = processes.enter_context(run_router(configuration(old, new), tmp_path))
-        async with AsyncExitStack() as stack:
-            for browser, path in [(old, "apples"), (new, "apples"), (new, "pears")]:
-                client = await stack.enter_async_context(
-                    McpClient.connect(router.mcp(browser.name))
-                )
-                with trio.fail_after(BRIEFLY):
-                    await Surfer(client, browser.version).open(f"{pages}/{path}")
-            router.process.signal(signal.SIGTERM)
-            code = await trio.to_thread.run_sync(router.process.wait, 20.0)
-        assert code == 0, router.process.log()
-        # Nothing reaps on the new server, so what is open now would have stayed open.
-        for browser in (old, new):
-            assert browser.created() >= 1
-            await until(f"{browser.name} has no session", browser.is_deserted, within=3)
+        browsers = {
+            version: processes.enter_context(browser_server(version, tmp_path / version))
+            for version in VERSIONS
+        }
+        router = processes.enter_context(run_router(configuration(*browsers.values()), tmp_path))
+        yield Stage(browsers, router)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_an_agent_that_leaves_ends_its_session_on_the_server(
+    version: str, stage: Stage, pages: str
+) -> None:
+    browser = stage.browsers[version]
+    async with (
+        McpClient.connect(stage.router.mcp(browser.name)) as leaving,
+        McpClient.connect(stage.router.mcp(browser.name)) as staying,
+    ):
+        with trio.fail_after(BRIEFLY):
+            await Surfer(leaving, version).open(f"{pages}/pears")
+            await Surfer(staying, version).open(f"{pages}/apples", clicks=1)
+            assert browser.deleted() == 0
+            assert await leaving.delete() == 200
+        await until("delete http session", lambda: browser.deleted() == 1, within=AT_ONCE)
+        with trio.fail_after(BRIEFLY):
+            with pytest.raises(Refused, match="404"):
+                await Surfer(leaving, version).look()
+            assert await Surfer(staying, version).look() == Page(f"{pages}/apples", 1)
+        assert browser.deleted() == 1
+
+
+async def test_a_terminated_router_leaves_no_session_behind(stage: Stage, pages: str) -> None:
+    old, new = stage.browsers[OLD], stage.browsers[NEW]
+    async with AsyncExitStack() as stack:
+        for browser, path in [(old, "apples"), (new, "apples"), (new, "pears")]:
+            agent = McpClient.connect(stage.router.mcp(browser.name))
+            client = await stack.enter_async_context(agent)
+            with trio.fail_after(BRIEFLY):
+                await Surfer(client, browser.version).open(f"{pages}/{path}")
+        assert old.deleted() == new.deleted() == 0
+        stage.router.process.signal(signal.SIGTERM)
+        code = await trio.to_thread.run_sync(stage.router.process.wait, BRIEFLY)
+    assert code == 0, stage.router.process.log()
+    assert old.created() >= 1
+    assert new.created() >= 2
+    for browser in (old, new):
+        await until(f"{browser.name} has no session", browser.is_deserted, within=1)

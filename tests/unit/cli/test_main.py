@@ -217,6 +217,37 @@ def test_a_reader_that_went_away_is_no_error(tmp_path: Path) -> None:
     assert (said, child.returncode) == ("", 1)
 
 
+def test_a_reader_that_goes_away_while_a_nursery_is_open() -> None:
+    # What is left in the buffer would be written, and complained about, as the process ends.
+    program = (
+        "import sys\n"
+        "from kars_router.cli.errors import Boundary\n"
+        "with Boundary() as boundary:\n"
+        "    sys.stdin.read()\n"
+        "    sys.stdout.write('x')\n"
+        "    try:\n"
+        "        sys.stdout.flush()\n"
+        "    except BrokenPipeError as error:\n"
+        "        raise ExceptionGroup('', [error])\n"
+        "sys.exit(boundary.status)\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        child.stdin.close()
+        said = child.stderr.read()
+    assert (said, child.returncode) == ("", 1)
+
+
 def test_no_stdout_at_all_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "kars.yaml").write_text("servers: {web: {url: 'http://h/'}}")
     done = subprocess.run(
@@ -231,12 +262,12 @@ def test_no_stdout_at_all_is_no_error(tmp_path: Path) -> None:
 
 def test_no_room_on_stderr_still_leaves_an_exit_code(tmp_path: Path) -> None:
     done = subprocess.run(
-        ["sh", "-c", '"$@" check none.yaml 2>/dev/full', "sh", *KARS],
+        ["sh", "-c", '"$@" --bogus 2>/dev/full', "sh", *KARS],
         cwd=tmp_path,
         capture_output=True,
         check=False,
     )
-    assert (done.stdout, done.returncode) == (b"", 1)
+    assert (done.stdout, done.returncode) == (b"", 2)
 
 
 def test_a_shell_can_complete_commands() -> None:

@@ -132,6 +132,10 @@ def test_upstreams_are_added_to_those_of_the_file() -> None:
     assert config.servers["web"].allowed_tools == ()
 
 
+def test_a_wrong_upstream_is_the_only_complaint() -> None:
+    assert refusal("", upstreams=["http://h/"]) == ("--upstream: must be NAME=URL",)
+
+
 def test_mistakes_in_flags_name_the_flags() -> None:
     said = refusal(
         ONE,

@@ -154,6 +154,11 @@ def test_null_is_as_if_the_key_were_absent() -> None:
     assert structure_config(raw) == structure_config({"servers": {"web": WEB}})
 
 
+def test_both_listeners_may_leave_the_port_to_the_system() -> None:
+    config = structure_config({"listen": "127.0.0.1:0", "admin": "127.0.0.1:0"})
+    assert config.listen == config.admin
+
+
 def test_admin_null_is_no_admin_listener() -> None:
     assert structure_config({"admin": None}).admin is None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import http_kit
 import httpx
 import pytest
@@ -10,7 +12,7 @@ from http_kit import URL, Peer, fetch, ok, upstream
 from trio.testing import MockClock
 
 from kars_router._version import __version__
-from kars_router.transports.client import new_client
+from kars_router.transports.client import body_chunks, new_client
 
 
 async def test_clients_have_their_own_cookies_on_shared_connections(
@@ -103,3 +105,34 @@ async def test_a_stand_in_is_not_closed_either() -> None:
         assert (await client.get(URL)).status_code == 204
     assert not transport.closed
     assert (await fetch(transport, httpx.Request("GET", URL))).status_code == 204
+
+
+async def test_a_body_may_be_left_early(autojump_clock: MockClock) -> None:
+    async with upstream(http_kit.endless) as (server, transport), new_client(transport) as client:
+        response = await client.send(client.build_request("GET", URL), stream=True)
+        async with body_chunks(response) as chunks:
+            assert await anext(chunks) == b"hello"
+        assert response.is_closed
+        assert server.open_streams == 0
+        del chunks
+        gc.collect()  # would bring up a generator that was left behind
+
+
+async def test_a_body_may_be_cancelled(autojump_clock: MockClock) -> None:
+    async with upstream(http_kit.endless) as (server, transport), new_client(transport) as client:
+        response = await client.send(client.build_request("GET", URL), stream=True)
+        with trio.move_on_after(5):
+            async with body_chunks(response) as chunks:
+                assert await anext(chunks) == b"hello"
+                await anext(chunks)
+        assert response.is_closed
+        assert server.open_streams == 0
+
+
+async def test_a_body_may_be_read_to_its_end(autojump_clock: MockClock) -> None:
+    async with upstream() as (server, transport), new_client(transport) as client:
+        response = await client.send(client.build_request("GET", URL), stream=True)
+        async with body_chunks(response) as chunks:
+            assert [chunk async for chunk in chunks] == [b"1"]
+        assert server.open_streams == 1
+        assert transport.stats().idle == 1

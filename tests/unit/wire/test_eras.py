@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+
+from kars_router.wire import eras
+
+
+def test_the_newest_revision_is_asked_for() -> None:
+    assert eras.LATEST_HANDSHAKE == "2025-11-25"
+    assert list(eras.HANDSHAKE_REVISIONS) == sorted(eras.HANDSHAKE_REVISIONS, reverse=True)
+
+
+@pytest.mark.parametrize("revision", eras.HANDSHAKE_REVISIONS)
+def test_a_known_revision_is_agreed_to(revision: str) -> None:
+    assert eras.negotiate(revision) == revision
+    assert eras.is_usable(revision)
+
+
+@pytest.mark.parametrize("revision", ["2026-07-28", "1999-01-01", ""])
+def test_an_unknown_revision_gets_the_latest_and_is_not_usable(revision: str) -> None:
+    assert eras.negotiate(revision) == eras.LATEST_HANDSHAKE
+    assert not eras.is_usable(revision)
+
+
+def test_the_oldest_revision_is_taken_from_servers_only() -> None:
+    assert eras.is_usable("2024-11-05")
+    assert eras.negotiate("2024-11-05") == eras.LATEST_HANDSHAKE
+
+
+def test_batches_belong_to_one_revision() -> None:
+    assert [eras.allows_batch(r) for r in eras.HANDSHAKE_REVISIONS] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("header", "json", "stream"),
+    [
+        ("application/json, text/event-stream", True, True),
+        ("application/json", True, False),
+        ("*/*", True, True),
+        ("text/*;q=0.5", False, True),
+        ("Application/JSON;charset=utf-8", True, False),
+        ("application/json;q=0.0", False, False),
+        ("text/html", False, False),
+        ("", False, False),
+    ],
+)
+def test_what_an_accept_header_admits(header: str, json: bool, stream: bool) -> None:
+    assert eras.accepts(header, eras.JSON_TYPE) is json
+    assert eras.accepts(header, eras.STREAM_TYPE) is stream
