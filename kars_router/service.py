@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 from hypercorn.config import Config as ServerConfig
 from hypercorn.config import Sockets
 from hypercorn.trio.run import worker_serve
@@ -23,7 +23,7 @@ from hypercorn.utils import wrap_app
 
 from kars_router._version import __version__
 from kars_router.config.addresses import Address
-from kars_router.config.schema import Config, Server
+from kars_router.config.schema import Config, Limits, Server
 from kars_router.errors import UserError
 from kars_router.front.admin import AdminApp
 from kars_router.front.agents import AgentRegistry
@@ -166,24 +166,38 @@ class Router:
         await self.supervisor.apply(config.servers)
 
     def _connector(self, name: str, server: Server) -> Connector:
-        transport = self._transports(name, server)
-        limits = self.config.limits
+        return _HttpConnector(
+            name=name,
+            server=server,
+            transport=self._transports(name, server),
+            limits=self.config.limits,
+        )
 
-        def connect(deliver: Deliver, credentials: Credentials | None) -> Connection:
-            return StreamableHttp(
-                # A client of its own gives the session its own cookies; it holds no connection.
-                new_client(transport),
-                server.url or "",
-                server=name,
-                deliver=deliver,
-                credentials=credentials,
-                headers=server.headers,
-                connect_timeout=server.timeouts.connect,
-                event_limit=limits.event_bytes,
-                body_limit=limits.response_bytes,
-            )
 
-        return connect
+@frozen(kw_only=True)
+class _HttpConnector:
+    name: str
+    server: Server
+    transport: httpx.AsyncBaseTransport
+    limits: Limits
+
+    def connect(self, deliver: Deliver, credentials: Credentials | None) -> Connection:
+        server = self.server
+        return StreamableHttp(
+            # A client of its own gives the session its own cookies; it holds no connection.
+            new_client(self.transport),
+            server.url or "",
+            server=self.name,
+            deliver=deliver,
+            credentials=credentials,
+            headers=server.headers,
+            connect_timeout=server.timeouts.connect,
+            event_limit=self.limits.event_bytes,
+            body_limit=self.limits.response_bytes,
+        )
+
+    async def aclose(self) -> None:
+        await self.transport.aclose()
 
 
 @asynccontextmanager
@@ -252,7 +266,8 @@ async def probe_servers(config: Config) -> list[tuple[str, bool, str, list[str]]
     Returns:
         for each server its name, whether it answered, what was wrong, the admitted tools.
     """
-    quiet = Router(config, default_transport)
+    # Looking at servers must leave no trace in the state of a router that may be running.
+    quiet = Router(evolve(config, state=None), default_transport)
     found = []
     async with trio.open_nursery() as nursery:
         await nursery.start(quiet.supervisor.run, config.servers)

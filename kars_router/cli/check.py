@@ -64,7 +64,8 @@ def _probe(config: Config, lines: list[str]) -> tuple[list[dict[str, object]], b
     from kars_router.service import probe_servers
 
     probed = []
-    for name, reached, detail, tools in trio.run(probe_servers, config):
+    for name, reached, said_of_it, tools in trio.run(probe_servers, config):
+        detail = said_of_it.removeprefix(f"{name}: ")  # as lines of the log begin
         probed.append({"name": name, "ok": reached, "detail": detail, "tools": list(tools)})
         said = (
             f"{len(tools)} tool{'s'[: len(tools) != 1]}: {', '.join(tools)}"

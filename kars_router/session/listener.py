@@ -78,6 +78,7 @@ class Listener:
         self._changed = changed
         self._backoff = Backoff(0.25, 30.0, jitter)
         self._started = False
+        self._scope = trio.CancelScope()
 
     async def run(self) -> None:
         """Holds the stream until the server offers none any more, or the session is lost.
@@ -87,13 +88,15 @@ class Listener:
         position = Position()
         self._started = True
         self._changed(None, self.state)
-        while (pause := await self._once(position)) is not None:
-            if pause > 0:
-                self._become(ListenState.WAITING)
-                await trio.sleep(pause)
+        with self._scope:
+            while (pause := await self._once(position)) is not None:
+                if pause > 0:
+                    self._become(ListenState.WAITING)
+                    await trio.sleep(pause)
 
     def close(self) -> None:
-        """Says that the session is over, whatever state the stream was in."""
+        """Ends the stream because the session is over, whatever state it was in; never waits."""
+        self._scope.cancel()
         if self._started:
             self._become(ListenState.CLOSED)
 
@@ -171,6 +174,6 @@ class Listener:
         return None
 
     def _become(self, state: ListenState) -> None:
-        if state is not self.state:
+        if state is not self.state and self.state is not ListenState.CLOSED:
             old, self.state = self.state, state
             self._changed(old, state)

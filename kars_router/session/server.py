@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 from attrs import frozen
@@ -34,8 +34,24 @@ _DEBOUNCE_SECONDS: Final = 0.2
 _RETRY_CAP: Final = 10.0
 _RESTARTED: Final = "the router was restarted"
 
-# Makes one session's connection: takes the sink for messages and the credentials.
-Connector = Callable[[Deliver, Credentials | None], Connection]
+_CLOSE_SECONDS: Final = 2.0
+
+
+class Connector(Protocol):
+    """The way to one server, shared by all of its sessions."""
+
+    def connect(self, deliver: Deliver, credentials: Credentials | None) -> Connection:
+        """Makes one session's connection.
+
+        Args:
+            deliver: takes every message that arrives.
+            credentials: what authenticates the router, or None.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Closes what the sessions shared; they are over by then."""
+        ...
 
 
 @frozen(kw_only=True)
@@ -104,6 +120,8 @@ class ServerRuntime:
                     await self._keep(keeper)
         finally:
             self._nursery = None
+            with trio.move_on_after(_CLOSE_SECONDS, shield=True):
+                await self._connector.aclose()
             self.tried.set()
             self._stopped.set()
 
@@ -175,7 +193,7 @@ class ServerRuntime:
         )
         return open_session(
             options,
-            lambda deliver: self._connector(deliver, self._credentials),
+            lambda deliver: self._connector.connect(deliver, self._credentials),
             classify=self._around.plugins.classify_loss,
             metrics=self._around.metrics,
             on_notification=self._notified,

@@ -239,6 +239,7 @@ class UpstreamSession:
                 if pending.method == "tools/call":
                     with trio.move_on_after(self._options.connect_timeout):
                         await self.listener.settled.wait()
+                    self.listener.settled.set()  # later calls need not wait for it again
                 await self._connection.send(
                     pending.payload, method=pending.method, delivery=pending.delivery
                 )
@@ -263,13 +264,15 @@ class UpstreamSession:
             pending.fail(
                 self._failed(pending, "timeout", "no answer within the time limit"), lost=False
             )
-            self._answer(
-                jsonrpc.notification(
-                    "notifications/cancelled",
-                    b'{"requestId":%b,"reason":"time limit"}' % pending.ident,
-                ),
-                None,
-            )
+            # MCP forbids cancelling initialize; what was not sent needs no cancelling.
+            if pending.method != "initialize" and pending.delivery.sent is Sent.YES:
+                self._answer(
+                    jsonrpc.notification(
+                        "notifications/cancelled",
+                        b'{"requestId":%b,"reason":"time limit"}' % pending.ident,
+                    ),
+                    None,
+                )
         elif pending.delivery.sent is Sent.YES and not self.ended.is_set():
             pending.fail(
                 self._failed(pending, "no_answer", "the stream ended without an answer"), lost=False
@@ -423,9 +426,10 @@ async def open_session(
             refused = error
         finally:
             session.ended.set()
+            # Before the server is told, lest the stream be asked for again when it ends there.
+            session.listener.close()
             if session.lost is None and connection.session_id is not None:
                 await session._farewell()
             nursery.cancel_scope.cancel()
-            session.listener.close()
     if refused is not None:
         raise refused

@@ -8,7 +8,9 @@ Source: MCP 2025-11-25 "Transports / Streamable HTTP".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -29,6 +31,8 @@ _REDIRECTS: Final = (307, 308)
 _UNAUTHORIZED: Final = (401, 403)
 _NO_BODY: Final = (202, 204)
 _DRAIN_SECONDS: Final = 1.0
+# MCP 2025-11-25 "Session Management"
+_SESSION_ID: Final = re.compile(r"[\x21-\x7e]+")
 
 
 class StreamableHttp:
@@ -88,7 +92,8 @@ class StreamableHttp:
     async def listen(self, position: Position, on_open: Callable[[], None]) -> None:
         """See `Connection.listen`."""
         extra = {"accept": eras.STREAM_TYPE}
-        if position.last_event_id is not None:
+        # An empty id takes back the ones before; one that no header can hold cannot be resumed at.
+        if position.last_event_id and position.last_event_id.isprintable():
             extra[eras.LAST_EVENT_ID_HEADER] = position.last_event_id
         response = await self._open(
             "GET", None, name="GET", delivery=Delivery(), control=True, extra=extra
@@ -106,7 +111,7 @@ class StreamableHttp:
                 )
             on_open()
             decoder = sse.Decoder(self._event_limit)
-            decoder.last_event_id = position.last_event_id
+            decoder.last_event_id, decoder.retry = position.last_event_id, position.retry
             await self._read_events(response, decoder, "GET", position)
         finally:
             await _release(response)  # noqa: ASYNC102 - shielded and bounded there
@@ -179,7 +184,8 @@ class StreamableHttp:
             verb,
             url,
             content=payload,
-            headers=headers,
+            # As bytes, because httpx takes ASCII only of text, and event ids are UTF-8.
+            headers=[(name.encode(), value.encode()) for name, value in headers.items()],
             timeout=self._timeout,
             extensions={"kars_exchange": exchange},
         )
@@ -210,18 +216,20 @@ class StreamableHttp:
     def _same_origin(self, response: httpx.Response) -> httpx.URL | None:
         try:
             target = response.url.join(response.headers.get("location", ""))
-        except httpx.InvalidURL:
+            same = _origin(target) == _origin(self._url) and not target.userinfo
+        except (httpx.InvalidURL, ValueError):  # the latter for a port out of range
             return None
-        return target if _origin(target) == _origin(self._url) and not target.userinfo else None
+        return target if same else None
 
     async def _refused(self, response: httpx.Response, verb: str, name: str) -> CallFailed:
         body = b""
         try:
             with trio.move_on_after(_DRAIN_SECONDS):
-                async for chunk in response.aiter_bytes():
-                    body += chunk
-                    if len(body) >= _EXCERPT:
-                        break
+                async with _chunks(response) as chunks:
+                    async for chunk in chunks:
+                        body += chunk
+                        if len(body) >= _EXCERPT:
+                            break
         except (httpx.TransportError, httpx.DecodingError):
             pass  # the status alone is enough to judge by
         finally:
@@ -251,6 +259,15 @@ class StreamableHttp:
     async def _read_answer(self, response: httpx.Response, name: str) -> None:
         session_id = response.headers.get(eras.SESSION_HEADER)
         if session_id and self.session_id is None and name == "initialize":
+            if not _SESSION_ID.fullmatch(session_id):
+                raise self._failure(
+                    Phase.HANDSHAKE,
+                    name,
+                    "a session id with other characters than visible ASCII",
+                    code="protocol",
+                    status=response.status_code,
+                    sent=Sent.YES,
+                )
             self.session_id = session_id
         if response.status_code in _NO_BODY:
             return
@@ -287,18 +304,19 @@ class StreamableHttp:
         parts: list[bytes] = []
         size = 0
         try:
-            async for chunk in response.aiter_bytes():
-                size += len(chunk)
-                if size > self._body_limit:
-                    raise self._failure(
-                        Phase.STREAM,
-                        name,
-                        f"an answer exceeds {self._body_limit} bytes",
-                        code="too_large",
-                        status=response.status_code,
-                        sent=Sent.YES,
-                    )
-                parts.append(chunk)
+            async with _chunks(response) as chunks:
+                async for chunk in chunks:
+                    size += len(chunk)
+                    if size > self._body_limit:
+                        raise self._failure(
+                            Phase.STREAM,
+                            name,
+                            f"an answer exceeds {self._body_limit} bytes",
+                            code="too_large",
+                            status=response.status_code,
+                            sent=Sent.YES,
+                        )
+                    parts.append(chunk)
         except (httpx.TransportError, httpx.DecodingError) as error:
             raise self._failure(
                 Phase.STREAM,
@@ -315,13 +333,14 @@ class StreamableHttp:
     ) -> None:
         phase = Phase.LISTEN if name == "GET" else Phase.STREAM
         try:
-            async for chunk in response.aiter_bytes():
-                position.heard = trio.current_time()
-                events = decoder.feed(chunk)
-                position.last_event_id, position.retry = decoder.last_event_id, decoder.retry
-                for event in events:
-                    if event.event == "message" and event.data:
-                        self._take_event(event.data)
+            async with _chunks(response) as chunks:
+                async for chunk in chunks:
+                    position.heard = trio.current_time()
+                    events = decoder.feed(chunk)
+                    position.last_event_id, position.retry = decoder.last_event_id, decoder.retry
+                    for event in events:
+                        if event.event == "message" and event.data:
+                            self._take_event(event.data)
         except (httpx.TransportError, httpx.DecodingError, sse.EventTooLargeError) as error:
             raise self._failure(
                 phase,
@@ -404,6 +423,22 @@ def _code_of(error: httpx.TransportError) -> str:
     if isinstance(error, httpx.PoolTimeout):
         return "busy"
     return "transport"
+
+
+@asynccontextmanager
+async def _chunks(response: httpx.Response) -> AsyncIterator[AsyncIterator[bytes]]:
+    # Whoever walks away in the middle leaves httpx's generators suspended, one inside the other,
+    # and closing the outermost one leaves the others to the garbage collector. The error that
+    # comes out of a stream which has been closed ends all of them.
+    chunks = response.aiter_bytes()
+    try:
+        yield chunks
+    finally:
+        await _release(response)  # noqa: ASYNC102 - shielded and bounded there
+        with trio.move_on_after(_DRAIN_SECONDS, shield=True):
+            with suppress(httpx.RequestError, httpx.StreamError):
+                async for _ in chunks:
+                    pass
 
 
 async def _release(response: httpx.Response) -> None:

@@ -12,7 +12,7 @@ from repository import ROOT, files, relative
 
 # Written so that this file does not contain what it looks for.
 BANNED = {
-    "a path of one machine": re.compile(r"(?<![\w.~-])/(?:wor[k]|roo[t]|home/[a-z]+)/"),
+    "a path of one machine": re.compile(r"(?<![\w.~-])/(?:wor[k]|roo[t])/"),
     "a package registry's host": re.compile(
         r"npmj[s]\.org|pythonhoste[d]\.org|py[p]i\.org|deb\.debia[n]|crate[s]\.io|proxy\.golan[g]"
     ),
@@ -52,12 +52,12 @@ def test_code_is_finished_and_runs_on_trio() -> None:
     assert found(BANNED_IN_CODE, ".py") == []
 
 
-@pytest.mark.parametrize("text", ["cd /wor" + "k/main", "open('/roo" + "t/x')", "= /home/" + "me/"])
+@pytest.mark.parametrize("text", ["cd /wor" + "k/main", "open('/roo" + "t/x')"])
 def test_a_machine_path_is_recognised(text: str) -> None:
     assert BANNED["a path of one machine"].search(text)
 
 
-@pytest.mark.parametrize("text", ["tests/wor" + "k/x", "~/roo" + "t/", "a/home/" + "b/"])
+@pytest.mark.parametrize("text", ["tests/wor" + "k/x", "~/roo" + "t/"])
 def test_a_relative_path_is_no_machine_path(text: str) -> None:
     assert not BANNED["a path of one machine"].search(text)
 

@@ -157,5 +157,5 @@ def test_the_router_asks_it_about_results(installed: PlaywrightPlugin) -> None:
 
 
 def test_the_router_passes_its_refusal_on(installed: PlaywrightPlugin) -> None:
-    with pytest.raises(PluginError, match="plugin playwright: unknown option `idle`"):
+    with pytest.raises(PluginError, match="playwright: unknown option `idle`"):
         Plugins.load(options={"playwright": {"idle": 1}})

@@ -130,7 +130,7 @@ def test_a_server_that_cannot_be_reached_is_3(
     place: Path, probed: Probed, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (place / "kars.yaml").write_text(GOOD)
-    probed += [("web", True, "", ["go"]), ("db", False, "connection refused", [])]
+    probed += [("web", True, "", ["go"]), ("db", False, "db: connection refused", [])]
     status, out, err = kars(capsys, "--connect")
     assert (status, err) == (3, "")
     assert out == (

@@ -233,6 +233,7 @@ def test_a_reader_that_goes_away_while_a_nursery_is_open() -> None:
     )
     child = subprocess.Popen(
         [sys.executable, "-c", program],
+        env={"PYTHONPATH": ":".join(sys.path)},  # and so with a buffer
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

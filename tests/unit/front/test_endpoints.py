@@ -30,13 +30,13 @@ async def test_every_endpoint_serves_a_whole_session(bench: Bench, path: str) ->
     assert await agent.delete() == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/mc", "/mcpx", "/mcp/other", "/mcp/box/more", "/mcp//box"])
 @pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
-async def test_an_unknown_endpoint_is_not_found(bench: Bench, method: str, path: str) -> None:
+async def test_an_unknown_endpoint_is_not_found(bench: Bench, method: str) -> None:
     headers = {"accept": BOTH, "content-type": "application/json"}
     content = msgspec.json.encode(initialize())
-    response = await bench.client.request(method, BASE + path, headers=headers, content=content)
-    assert (response.status_code, code(response)) == (404, jsonrpc.INVALID_REQUEST)
+    for path in ("/", "/mc", "/mcpx", "/mcp/other", "/mcp/box/more", "/mcp//box", "/mcp//"):
+        response = await bench.client.request(method, BASE + path, headers=headers, content=content)
+        assert (response.status_code, code(response)) == (404, jsonrpc.INVALID_REQUEST)
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "OPTIONS", "HEAD", "TRACE"])
@@ -218,23 +218,23 @@ async def test_an_agent_that_leaves_in_its_request_leaves_nothing_behind(bench: 
         (" ", 403),
     ],
 )
-@pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
 async def test_the_origin_of_a_page_is_checked(
-    autojump_clock: MockClock, origin: str, status: int, method: str
+    autojump_clock: MockClock, origin: str, status: int
 ) -> None:
     config = configuration({"box": {}}, allowedOrigins=["https://ui.example"])
     async with open_bench(config) as bench:
         agent = await bench.connect()
-        headers = {"accept": BOTH, "origin": origin, "content-type": "application/json"}
-        if method != "GET":
-            headers["mcp-session-id"] = agent.session or ""
-        content = msgspec.json.encode(rpc("ping"))
-        response = await bench.client.request(
-            method, BASE + "/mcp", headers=headers, content=content
-        )
-        expected = 405 if method == "GET" and status == 200 else status
-        assert response.status_code == expected
-        assert "access-control-allow-origin" not in response.headers
+        for method in ("GET", "POST", "DELETE"):
+            headers = {"accept": BOTH, "origin": origin, "content-type": "application/json"}
+            if method != "GET":
+                headers["mcp-session-id"] = agent.session or ""
+            content = msgspec.json.encode(rpc("ping"))
+            response = await bench.client.request(
+                method, BASE + "/mcp", headers=headers, content=content
+            )
+            expected = 405 if method == "GET" and status == 200 else status
+            assert response.status_code == expected
+            assert "access-control-allow-origin" not in response.headers
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from agent_kit import CALL, Bench, configuration, open_bench, rpc
 from attrs import evolve
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from kars_router.config.frozenmap import FrozenMap
 from kars_router.front.tools import PAGE_SIZE
@@ -100,8 +100,10 @@ async def test_pages_hold_while_the_list_changes(autojump_clock: MockClock) -> N
             server.add_tool("a-new-one", nothing)
             server.add_tool("z-new-one", nothing)
             async with bench.listen(agent.session) as listening:
+                await wait_all_tasks_blocked()
+                heard = len(listening.messages)  # that the server is there, if it came later
                 server.notify_tools_changed()
-                await listening.wait_for(lambda it: bool(it.messages))
+                await listening.wait_for(lambda it: len(it.messages) > heard)
             after: list[str] = []
             page = first
             while "nextCursor" in page:
