@@ -324,6 +324,7 @@ async def _serve(
 
 def _guard(config: Config) -> Guard:
     hosts = {*config.allowed_hosts}
-    if config.listen.host:
-        hosts.add(config.listen.host)
+    host = config.listen.host
+    if host:
+        hosts.add(f"[{host}]" if ":" in host else host)
     return Guard(hosts, config.allowed_origins)

@@ -5,8 +5,7 @@ Source: fnmatch patterns, letter case significant.
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
-
+from kars_router.config.globs import matches_any
 from kars_router.hookspecs import hookimpl
 from kars_router.model import ServerInfo
 
@@ -14,4 +13,4 @@ from kars_router.model import ServerInfo
 @hookimpl
 def kars_admit_tool(server: ServerInfo, tool: str) -> bool:
     """True if any glob of the server's `allowedTools` matches the tool's own name."""
-    return any(fnmatchcase(tool, pattern) for pattern in server.allowed_tools)
+    return matches_any(tool, server.allowed_tools)

@@ -85,6 +85,8 @@ class Listener:
 
         Cancellation closes the stream.
         """
+        if self._scope.cancel_called:
+            return
         position = Position()
         self._started = True
         self._changed(None, self.state)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import httpx
@@ -8,6 +9,7 @@ import trio
 from trio.testing import MockClock
 from unit.session.upstream_kit import Rig, open_rig, with_settings
 
+from kars_router.config.schema import Limits
 from kars_router.testing import Fault, FaultPlan, HeartbeatServer, Received, Reply
 
 EMPTY_STREAM = Reply(headers={"content-type": "text/event-stream"})
@@ -17,7 +19,7 @@ def gets(server: HeartbeatServer) -> list[Received]:
     return server.requests(http_method="GET")
 
 
-def refuse_gets(reply: Reply, times: int = 1_000_000) -> object:
+def refuse_gets(reply: Reply, times: int = 1_000_000) -> Callable[[HeartbeatServer], None]:
     left = times
 
     def prepare(server: HeartbeatServer) -> None:
@@ -63,7 +65,7 @@ async def test_a_call_waits_for_the_stream_only_so_long_and_only_once(
 async def test_a_get_that_is_refused_for_good_does_not_delay_each_call(
     autojump_clock: MockClock,
 ) -> None:
-    async with open_rig(prepare=refuse_gets(Reply.text(503)), ping_interval=None) as rig:  # type: ignore[arg-type]
+    async with open_rig(prepare=refuse_gets(Reply.text(503)), ping_interval=None) as rig:
         await rig.call("increment")
         start = trio.current_time()
         await rig.call("increment")
@@ -119,7 +121,7 @@ async def test_whatever_event_id_a_server_gives_the_stream_goes_on(
 ) -> None:
     body = f"id: {ident}\ndata: \n\n".encode()
     reply = Reply(headers={"content-type": "text/event-stream"}, body=body)
-    async with open_rig(prepare=refuse_gets(reply, 2), ping_interval=None) as rig:  # type: ignore[arg-type]
+    async with open_rig(prepare=refuse_gets(reply, 2), ping_interval=None) as rig:
         await rig.call("increment")
         await trio.sleep(60)
         assert rig.state() == "open"
@@ -132,7 +134,7 @@ async def test_whatever_event_id_a_server_gives_the_stream_goes_on(
 async def test_a_stream_that_always_ends_at_once_is_no_busy_loop(
     autojump_clock: MockClock,
 ) -> None:
-    async with open_rig(prepare=refuse_gets(EMPTY_STREAM), ping_interval=None) as rig:  # type: ignore[arg-type]
+    async with open_rig(prepare=refuse_gets(EMPTY_STREAM), ping_interval=None) as rig:
         await rig.call("increment")
         await trio.sleep(600)
         times = [r.time for r in rig.of("a", http_method="GET")]
@@ -144,7 +146,7 @@ async def test_a_stream_that_always_ends_at_once_is_no_busy_loop(
 async def test_a_refused_stream_is_retried_with_growing_jittered_delays(
     autojump_clock: MockClock, status: int
 ) -> None:
-    async with open_rig(prepare=refuse_gets(Reply.text(status), 16), ping_interval=None) as rig:  # type: ignore[arg-type]
+    async with open_rig(prepare=refuse_gets(Reply.text(status), 16), ping_interval=None) as rig:
         await rig.call("increment")
         await trio.sleep(600)
         assert rig.state() == "open"
@@ -205,7 +207,7 @@ async def test_retry_is_a_floor_for_refusals(autojump_clock: MockClock) -> None:
 async def test_an_unauthorized_stream_is_reported_and_left(
     autojump_clock: MockClock, status: int
 ) -> None:
-    async with open_rig(prepare=refuse_gets(Reply.text(status)), ping_interval=None) as rig:  # type: ignore[arg-type]
+    async with open_rig(prepare=refuse_gets(Reply.text(status)), ping_interval=None) as rig:
         start = trio.current_time()
         assert await rig.text("increment") == "counter: 1"
         assert trio.current_time() == start
@@ -237,7 +239,7 @@ async def test_a_refusal_of_a_stream_that_was_open_is_a_loss(
 async def test_a_server_without_a_get_route_keeps_its_session(
     autojump_clock: MockClock, status: int
 ) -> None:
-    async with open_rig(prepare=refuse_gets(Reply.text(status)), ping_interval=None) as rig:  # type: ignore[arg-type]
+    async with open_rig(prepare=refuse_gets(Reply.text(status)), ping_interval=None) as rig:
         assert await rig.text("increment") == "counter: 1"
         await trio.sleep(60)
         assert rig.state() == "none"
@@ -248,11 +250,15 @@ async def test_a_server_without_a_get_route_keeps_its_session(
 async def test_404_at_the_first_get_of_a_dead_session_is_a_loss(
     autojump_clock: MockClock,
 ) -> None:
+    killed: list[str] = []
     async with open_rig(ping_interval=None) as rig:
+        keeper = rig.upstream_id("")
 
         def script(received: Received) -> Reply | None:
-            if received.http_method == "GET" and rig.server.requests("initialize")[2:] == []:
-                rig.server.forget_sessions()
+            if received.http_method == "GET" and received.session != keeper:
+                if not killed and received.session:
+                    killed.append(received.session)
+                    rig.server.restart()
             return None
 
         rig.server.script = script
@@ -262,7 +268,7 @@ async def test_404_at_the_first_get_of_a_dead_session_is_a_loss(
 
 
 async def test_409_is_never_followed_by_a_second_get(autojump_clock: MockClock) -> None:
-    async with open_rig(prepare=refuse_gets(Reply.text(409)), ping_interval=None) as rig:  # type: ignore[arg-type]
+    async with open_rig(prepare=refuse_gets(Reply.text(409)), ping_interval=None) as rig:
         assert await rig.text("increment") == "counter: 1"
         await trio.sleep(600)
         assert rig.state() == "conflict"
@@ -313,12 +319,10 @@ async def test_a_silent_stream_whose_probe_gets_no_answer_is_reopened(
 async def test_an_event_beyond_the_limit_costs_the_stream_and_not_the_session(
     autojump_clock: MockClock,
 ) -> None:
-    from kars_router.config.schema import Limits
-
-    async with open_rig(config={"limits": Limits(event_bytes=1000)}, ping_interval=None) as rig:
+    async with open_rig(config={"limits": Limits(event_bytes=20_000)}, ping_interval=None) as rig:
         await rig.call("increment")
         await trio.sleep(10)
-        rig.server.notify("notifications/x", {"pad": "x" * 2000})
+        rig.server.notify("notifications/x", {"pad": "x" * 30_000})
         await trio.sleep(10)
         assert rig.state() == "open"
         assert len(rig.of("a", http_method="GET")) == 2
@@ -328,7 +332,7 @@ async def test_an_event_beyond_the_limit_costs_the_stream_and_not_the_session(
 async def test_a_get_answered_with_something_else_is_retried_and_harms_nothing(
     autojump_clock: MockClock,
 ) -> None:
-    async with open_rig(prepare=refuse_gets(Reply.json({}), 3), ping_interval=None) as rig:  # type: ignore[arg-type]
+    async with open_rig(prepare=refuse_gets(Reply.json({}), 3), ping_interval=None) as rig:
         assert await rig.text("increment") == "counter: 1"
         await trio.sleep(60)
         assert rig.state() == "open"
@@ -362,9 +366,11 @@ async def test_a_stream_that_is_reset_is_reopened(autojump_clock: MockClock) -> 
     plan = FaultPlan(
         {2: Fault.cut(10, httpx.RemoteProtocolError)}, matching=lambda r: r.method == "GET"
     )
-    async with open_rig(faults=plan) as rig:
+    async with open_rig(faults=plan, ping_interval=None) as rig:
         await rig.call("increment")
+        rig.server.notify("notifications/x")
         await trio.sleep(60)
+        assert plan.fired == 1
         assert rig.slot().generation == 1
         assert rig.state() == "open"
         assert await rig.text("read") == "counter: 1"
