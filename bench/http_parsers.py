@@ -6,7 +6,7 @@ sockets, no scheduler, no httpx.Response. Both do the same checks that the trans
 
     python bench/http_parsers.py [ROUNDS]
 
-Best of seven runs for each cell. The ratio is what to quote: it holds across machines, the
+Best of 25 runs for each cell. The ratio is what to quote: it holds across machines, the
 microseconds do not. Nothing else should be running.
 """
 
@@ -23,7 +23,7 @@ import httpx
 
 from kars_router.transports.http_parser import READ_SIZE, ResponseParser, serialise
 
-RUNS = 7
+RUNS = 25
 CALL = (
     b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":'
     b'{"name":"browser_click","arguments":{"ref":"e12"}}}'
@@ -126,25 +126,26 @@ def with_h11(content: bytes, reads: list[bytes]) -> Callable[[], int]:
     return exchange
 
 
-def measure(exchange: Callable[[], int], rounds: int) -> float:
-    """CPU seconds of one exchange, best of `RUNS`."""
-    best = float("inf")
+def measure(exchanges: list[Callable[[], int]], rounds: int) -> list[float]:
+    """CPU seconds of one exchange each, best of `RUNS`; in turns, so that noise meets all."""
+    best = [float("inf")] * len(exchanges)
     for _ in range(RUNS):
-        begin = time.process_time()
-        for _ in range(rounds):
-            exchange()
-        best = min(best, (time.process_time() - begin) / rounds)
+        for index, exchange in enumerate(exchanges):
+            begin = time.process_time()
+            for _ in range(rounds):
+                exchange()
+            best[index] = min(best[index], (time.process_time() - begin) / rounds)
     return best
 
 
 def main() -> None:
     """Print one line for each scenario."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 500
     print(f"{'':24}{'h11':>12}{'httptools':>12}{'ratio':>8}")
     for name, (content, reads) in SCENARIOS.items():
         least = max(10, rounds // len(reads))
-        theirs = measure(with_h11(content, reads), least)
-        ours = measure(with_httptools(content, reads), least)
+        exchanges = [with_h11(content, reads), with_httptools(content, reads)]
+        theirs, ours = measure(exchanges, least)
         print(f"{name:24}{theirs * 1e6:9.1f} us{ours * 1e6:9.1f} us{theirs / ours:8.1f}")
 
 

@@ -19,7 +19,7 @@ from kars_router.errors import KarsError, UserError
 from kars_router.front.exchange import Receive, Scope, Send
 from kars_router.reload import watch
 from kars_router.service import Router, open_router
-from kars_router.telemetry import configure_logging
+from kars_router.telemetry import configure_logging, log
 
 _POLL_SECONDS = 0.1
 
@@ -51,6 +51,9 @@ class _App:
                 await receive()
                 nursery.cancel_scope.cancel()
         except KarsError as error:
+            configure_logging()
+            # hypercorn wraps the sentence in a traceback.
+            log().error("startup_failed", problem=str(error))
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         await send({"type": "lifespan.shutdown.complete"})

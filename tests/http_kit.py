@@ -135,6 +135,18 @@ async def endless(peer: Peer) -> None:
     await trio.sleep_forever()
 
 
+def scripted(*responses: bytes) -> Callable[[Peer], Awaitable[None]]:
+    """Answer the requests of a connection with these, one by one, then close."""
+
+    async def handler(peer: Peer) -> None:
+        for response in responses:
+            if not await peer.request():
+                return
+            await peer.send(response)
+
+    return handler
+
+
 @define(eq=False)
 class Upstream:
     """Opens memory connections, each served by `handler` until that returns.

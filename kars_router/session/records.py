@@ -72,6 +72,10 @@ class Records:
         self._used[agent, server] = (generation, now)
         self._append({"agent": agent, "server": server, "generation": generation, "at": now})
 
+    def forget_use(self, agent: str, server: str) -> None:
+        """Takes back a use that came to nothing; the file keeps it, to be on the safe side."""
+        self._used.pop((agent, server), None)
+
     def note_end(self, agent: str) -> None:
         """Records that an agent session has ended."""
         now = self._clock()

@@ -6,9 +6,11 @@ catalogue is read again, and the idle limit. Must not know agents beyond their i
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Final, Protocol
 
 import trio
@@ -109,12 +111,15 @@ class ServerRuntime:
         """Whether all agents share one session."""
         return self.settings.session_scope is SessionScope.SHARED
 
-    async def run(self) -> None:
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Reads the catalogue, keeps it fresh, and runs the slots, until stopped or cancelled."""
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
+                    task_status.started()
                     keeper = self._new_slot("")
                     nursery.start_soon(self._expire)
                     await self._keep(keeper)
@@ -168,7 +173,7 @@ class ServerRuntime:
         slot = Slot(
             self.name,
             key,
-            self._open,
+            partial(self._open, key),
             self._around.metrics,
             opened=self._around.plugins.session_opened,
             closed=self._around.plugins.session_closed,
@@ -183,7 +188,7 @@ class ServerRuntime:
             nursery.start_soon(slot.run)
         return slot
 
-    def _open(self) -> AbstractAsyncContextManager[UpstreamSession]:
+    def _open(self, agent: str) -> AbstractAsyncContextManager[UpstreamSession]:
         timeouts = self.settings.timeouts
         options = SessionOptions(
             server=self.name,
@@ -197,7 +202,7 @@ class ServerRuntime:
             classify=self._around.plugins.classify_loss,
             metrics=self._around.metrics,
             on_notification=self._notified,
-            on_listen=self._listening,
+            on_listen=partial(self._listening, agent),
         )
 
     async def _keep(self, keeper: Slot) -> None:
@@ -265,13 +270,14 @@ class ServerRuntime:
         else:
             self._around.metrics.dropped.labels(self.name, "notification").inc()
 
-    def _listening(self, old: ListenState | None, new: ListenState) -> None:
+    def _listening(self, agent: str, old: ListenState | None, new: ListenState) -> None:
         gauge = self._around.metrics.listen_state
         if old is not None and old is not ListenState.CLOSED:
             gauge.labels(self.name, old.value).dec()
         if new is not ListenState.CLOSED:
             gauge.labels(self.name, new.value).inc()
-        log().debug("listen_state", server=self.name, state=new.value)
+        level = logging.DEBUG if new is ListenState.OPENING else logging.INFO
+        log().log(level, "listen_state", server=self.name, agent=agent, state=new.value)
 
     async def _expire(self) -> None:
         idle = self.settings.timeouts.idle

@@ -74,6 +74,7 @@ class Slot:
         self._finished = trio.Event()
         self._close_reason = "shutdown"
         self._retired = ""
+        self.served: set[str] = set()  # agents with a call that this generation may have executed
         self._owed: dict[str, SessionReset] = {}
 
     async def run(self) -> None:
@@ -170,6 +171,7 @@ class Slot:
     async def _one(self) -> None:
         async with self._opener() as session:
             self.generation += 1
+            self.served.clear()
             self.info = info = SessionInfo(
                 server=self.server,
                 agent=self.agent,

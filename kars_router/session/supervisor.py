@@ -98,7 +98,7 @@ class Supervisor:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             for name, settings in servers.items():
-                self._start(name, settings)
+                await self._start(name, settings)
             task_status.started()
             await trio.sleep_forever()
 
@@ -114,7 +114,7 @@ class Supervisor:
                 runtime.update(wanted)
         for name, settings in servers.items():
             if name not in self.servers:
-                self._start(name, settings)
+                await self._start(name, settings)
         # The order is the configuration's, because lists show it.
         self.servers = {name: self.servers[name] for name in servers}
 
@@ -181,11 +181,12 @@ class Supervisor:
             if (session := slot.session) is not None
         ]
 
-    def _start(self, name: str, settings: Server) -> None:
+    async def _start(self, name: str, settings: Server) -> None:
         runtime = ServerRuntime(name, settings, self._make_connector(name, settings), self._around)
-        self.servers[name] = runtime
+        # Not before it can take calls: one that came earlier would find the server removed.
         if self._nursery is not None:
-            self._nursery.start_soon(runtime.run)
+            await self._nursery.start(runtime.run)
+        self.servers[name] = runtime
 
     def _changed(self, name: str) -> None:
         for listener in self._listeners:
@@ -209,16 +210,22 @@ class Supervisor:
                     retryable=True,
                 )
             generation = slot.generation
-            self._note_use(slot, call, generation)
+            before = self._note_use(slot, call, generation)
             pending = session.submit(
                 "tools/call", call.params, time_limit=runtime.settings.timeouts.call
             )
             await pending.wait()
             slot.last_used = trio.current_time()
+            failure = pending.failure or _no_failure(call)
+            fate = Fate.EXECUTED if pending.reply is not None else loss.fate_of(failure)
+            if fate is not Fate.NOT_EXECUTED:
+                slot.served.add(call.agent)
+                self._records.note_use(call.agent, call.server, generation)
+            elif before is None and call.agent not in slot.served:
+                # It has no state there that could be lost, so it is not to be told of a loss.
+                self._records.forget_use(call.agent, call.server)
             if pending.reply is not None:
                 return self._answered(call, slot, session, pending.reply)
-            failure = pending.failure or _no_failure(call)
-            fate = loss.fate_of(failure)
             replay = runtime.settings.on_session_loss is OnSessionLoss.REPLAY
             if pending.lost and fate is Fate.NOT_EXECUTED and replay and replays < _MAX_REPLAYS:
                 replays += 1
@@ -234,10 +241,11 @@ class Supervisor:
             log().warning("call_failed", tool=call.tool, failure=failure.summary())
             return _failed(call, pending, failure, fate)
 
-    def _note_use(self, slot: Slot, call: ToolCall, generation: int) -> None:
+    def _note_use(self, slot: Slot, call: ToolCall, generation: int) -> int | None:
         before = self._records.used(call.agent, call.server)
         slot.note_use(call.agent, generation, before)
         self._records.note_use(call.agent, call.server, generation)
+        return before
 
     def _answered(
         self, call: ToolCall, slot: Slot, session: UpstreamSession, reply: Message

@@ -24,7 +24,6 @@ from kars_router.transports.http_streams import Opener, bytes_sent, open_stream
 
 EXTENSION: Final = "kars_exchange"
 _PORTS: Final = {"http": 80, "https": 443}
-_CLOSE_SECONDS: Final = 1.0
 _SALVAGE_SECONDS: Final = 1.0
 
 _T = TypeVar("_T")
@@ -173,8 +172,7 @@ class TrioTransport(httpx.AsyncBaseTransport):
         try:
             await self._converse(reply, message, exchange)
         except BaseException:
-            with trio.move_on_after(_CLOSE_SECONDS, shield=True):
-                await reply.aclose()
+            await reply.aclose()
             raise
         return reply.response()
 
@@ -294,13 +292,15 @@ class _Reply(httpx.AsyncByteStream):
             try:
                 await self._read()
             except BaseException:
-                with trio.move_on_after(_CLOSE_SECONDS, shield=True):
-                    await self.aclose()
+                await self.aclose()
                 raise
         return data
 
     async def aclose(self) -> None:
-        """Give up the place; close the connection unless the response was complete. Idempotent."""
+        """Give up the place; close the connection unless the response was complete.
+
+        Idempotent, and shielded from cancellation, as it also is the way out of one.
+        """
         self._pool.release(self.lease)
         await self._pool.bury()
 

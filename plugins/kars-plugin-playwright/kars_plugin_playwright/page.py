@@ -136,7 +136,7 @@ def judge(
             return Memory(), CLOSED
         return evolve(memory, left=now if leaves else memory.left), None
     if view.real:
-        known = _remember(memory, tool, view, failed=failed)
+        known = _remember(memory, tool, view)
         return evolve(known, left=now if leaves else None), None
     late = memory.left is not None and now - memory.left <= _LATE
     explained = leaves or late or (not failed and _goes_blank(memory, tool, arguments))
@@ -179,11 +179,11 @@ def _tabs(listing: str) -> View | None:
     return View(current, tuple(tabs)) if tabs else None
 
 
-def _remember(memory: Memory, tool: str, view: View, *, failed: bool) -> Memory:
+def _remember(memory: Memory, tool: str, view: View) -> Memory:
     page = view.current if view.current in view.real else view.real[0]
     if page == memory.page and tool != "browser_tabs":
         return memory
-    if tool == "browser_navigate" and not failed:
+    if tool == "browser_navigate":
         # A new address is one more entry in the history, on top of the page that was there.
         return evolve(memory, page=page, behind=memory.page != "")
     return Memory(page)

@@ -73,6 +73,17 @@ def test_the_arguments_of_the_call_are_heard() -> None:
     assert host.kars_detect_state_loss(leave, session(), page("about:blank")) is None
 
 
+def test_only_a_recent_script_explains_an_empty_page() -> None:
+    now = 0.0
+    host = PlaywrightPlugin(clock=lambda: now)
+    leave = call("browser_evaluate", function="() => { location.href = 'about:blank' }")
+    for waited, told in [(1.0, None), (10.0, RESET)]:
+        open_page(host, session())
+        assert host.kars_detect_state_loss(leave, session(), page(PAGE)) is None
+        now += waited
+        assert look(host, session()) == told
+
+
 @pytest.mark.parametrize("params", [b"", b"[]", b"{", b'{"arguments": 1}', b'{"name": "x"}'])
 def test_params_of_any_shape_are_no_arguments(params: bytes) -> None:
     host = PlaywrightPlugin()

@@ -128,6 +128,13 @@ def test_a_page_that_is_left_late_is_no_loss() -> None:
     assert judge(memory, "browser_snapshot", {}, BLANK, now=102.0) == (Memory(), RESET)
 
 
+def test_a_call_that_shows_no_page_does_not_end_the_wait_for_a_late_one() -> None:
+    code = {"function": "() => { location.href = 'about:blank' }"}
+    memory, _ = judge(SEEN, "browser_evaluate", code, result("### Result\nundefined"), now=100.0)
+    memory, _ = judge(memory, "browser_console_messages", {}, result("### Result\nx"), now=101.0)
+    assert judge(memory, "browser_snapshot", {}, BLANK, now=102.0) == (Memory(), None)
+
+
 def test_a_failed_script_explains_nothing_later() -> None:
     code = {"function": "() => { location.href = 'about:blank' }"}
     memory, _ = judge(SEEN, "browser_evaluate", code, result("### Error\nno", isError=True))
@@ -167,6 +174,26 @@ def test_going_back_from_a_second_tab_does_not_know_what_is_behind() -> None:
     )
     memory, _ = judge(memory, "browser_tabs", {"action": "select", "index": 1}, other)
     assert judge(memory, "browser_navigate_back", {}, BLANK) == (Memory(), None)
+
+
+def test_what_is_behind_stays_known_while_the_page_stays() -> None:
+    two = page("http://127.0.0.1:8000/two")
+    memory, _ = judge(SEEN, "browser_navigate", {}, two)
+    memory, _ = judge(memory, "browser_snapshot", {}, two)
+    assert judge(memory, "browser_navigate_back", {}, BLANK) == (Memory(), RESET)
+
+
+def test_going_to_the_same_page_puts_nothing_behind_it() -> None:
+    memory, _ = judge(SEEN, "browser_navigate", {}, page(SEEN.page))
+    assert judge(memory, "browser_navigate_back", {}, BLANK) == (Memory(), None)
+
+
+def test_of_several_pages_the_current_one_is_remembered() -> None:
+    listed = result("### Result\n- 0: [a](http://a/)\n- 1: (current) [b](http://b/)")
+    assert judge(Memory(), "browser_tabs", {"action": "list"}, listed) == (
+        Memory("http://b/"),
+        None,
+    )
 
 
 def test_a_click_to_another_page_leaves_what_is_behind_unknown() -> None:

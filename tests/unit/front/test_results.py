@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import httpx
 import msgspec
 import pytest
 import trio
@@ -100,9 +99,9 @@ async def failing(bench: Bench, agent: PlainAgent, reply: Reply) -> dict[str, An
     ids=["500", "401", "403", "302", "cut", "empty", "text", "torn", "hang"],
 )
 async def test_a_failed_call_says_its_fate_and_no_secret(
-    autojump_clock: MockClock, reply: Reply, fate: Fate | None, capsys: pytest.CaptureFixture[str]
+    autojump_clock: MockClock, reply: Reply, fate: Fate | None
 ) -> None:
-    async with open_bench(configured={"box": {"timeouts": {"call": "20s"}}}) as bench:
+    async with open_bench(configured={"box": {"timeouts": {"call": "10s"}}}) as bench:
         agent = await bench.connect()
         result = await failing(bench, agent, reply)
         assert result["isError"] is True
@@ -118,7 +117,7 @@ async def test_a_failed_call_says_its_fate_and_no_secret(
         assert block["type"] == "text"
         assert "box" in block["text"]
         wire = msgspec.json.encode(result).decode()
-        for secret in (SECRET, "http", "test/mcp", "Traceback", "Error", "httpx"):
+        for secret in (SECRET, "http:", "test/mcp", "Traceback", "ProtocolError", "httpx"):
             assert secret not in wire
         assert await agent.request("ping") == {}
 
@@ -263,6 +262,5 @@ async def test_a_server_that_is_down_is_said_to_be_so(autojump_clock: MockClock)
         "server": "box",
         "retryable": True,
     }
-    assert isinstance(httpx.URL("http://box.test"), httpx.URL)
     assert "http" not in text_of(result)
     assert SECRET not in text_of(result)

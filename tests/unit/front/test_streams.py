@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import httpx
 import pytest
 import trio
-from agent_kit import BASE, BOTH, Bench, configuration, events, open_bench, rpc
+from agent_kit import BOTH, Bench, events, open_bench, rpc
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from kars_router.front.agents import AgentStream
@@ -242,14 +241,3 @@ async def test_the_queue_of_a_stream_is_bounded(bench: Bench) -> None:
     assert b"kars_agent_notifications_dropped_total 44.0" in metrics.render()
 
 
-async def test_a_page_reload_does_not_lose_a_change(bench: Bench) -> None:
-    agent = await bench.connect()
-    headers = {"accept": "text/event-stream", "mcp-session-id": agent.session or ""}
-    async with bench.client.stream("GET", BASE + "/mcp", headers=headers) as response:
-        assert isinstance(response, httpx.Response)
-    change_tools(bench)
-    await settle(bench)
-    async with bench.listen(agent.session) as listening:
-        await settle(bench)
-        assert listening.messages == [CHANGED]
-    assert configuration({"box": {}}).sessions.idle == 3600

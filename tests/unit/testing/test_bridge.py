@@ -350,3 +350,17 @@ async def test_a_body_without_a_status_is_an_error() -> None:
         async with trio.open_nursery() as nursery:
             client, _ = open_client(app, nursery)
             await client.get(URL)
+
+
+async def test_each_operation_goes_on_after_a_fault_that_was_not_felt(
+    nursery: trio.Nursery,
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await start(send)
+        await part(send, b"" if scope["query_string"] == b"n=0" else b"body", more=False)
+
+    rounds = []
+    for plan in each_operation(Fault.cut(2)):
+        client, _ = open_client(app, nursery, plan)
+        rounds.append(await count_requests(client, 2))
+    assert rounds == [[0, 1], [0], [0, 1]]

@@ -60,9 +60,16 @@ class Peer:
 async def open_peer(**options: Any) -> AsyncIterator[Peer]:
     async with trio.open_nursery() as nursery, HeartbeatServer.open(**options) as server:
         bridge = AsgiBridge(server.app, nursery)
+        nursery.start_soon(give_up)
         async with httpx.AsyncClient(transport=bridge, timeout=None) as client:
             yield Peer(server, client, PlainAgent(client, URL), nursery)
             nursery.cancel_scope.cancel()
+
+
+async def give_up() -> None:
+    """On a virtual clock a test that waits for nothing would never fail."""
+    await trio.sleep(10_000)
+    raise TimeoutError
 
 
 @pytest.fixture
@@ -629,6 +636,7 @@ async def test_with_ids_a_listener_goes_on_where_it_was(autojump_clock: MockCloc
         assert [message["method"] for message in second.messages] == ["two"]
         assert b"id: get/2" in second.raw
         assert (await peer.get(peer.agent.session, last_event_id="nonsense")).status_code == 400
+        assert (await peer.get(peer.agent.session, last_event_id="none/1")).status_code == 400
 
 
 async def test_with_ids_an_answer_can_be_fetched_later(autojump_clock: MockClock) -> None:

@@ -88,6 +88,27 @@ async def test_leaving_is_bounded_and_frees_the_port(client: httpx.AsyncClient) 
                 await client.get(url)
 
 
+async def test_a_running_response_may_end_within_the_grace(client: httpx.AsyncClient) -> None:
+    leaving = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"one ", "more_body": True})
+        await leaving.wait()
+        await trio.sleep(0.1)
+        await send({"type": "http.response.body", "body": b"two"})
+
+    with trio.fail_after(20):
+        async with client:
+            began = trio.current_time()
+            async with serve(app, grace=10) as url:
+                request = client.build_request("GET", url)
+                response = await client.send(request, stream=True)
+                leaving.set()
+            assert trio.current_time() - began < 8  # it does not wait longer than it has to
+            assert await response.aread() == b"one two"
+
+
 async def test_an_address_in_use_is_an_error() -> None:
     async with HeartbeatServer.open() as server, serve(server.app) as url:
         port = int(url.rpartition(":")[2])

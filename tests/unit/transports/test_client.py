@@ -91,6 +91,7 @@ async def test_the_environment_is_ignored(
     monkeypatch.setenv("ALL_PROXY", "http://proxy.invalid:1")
     async with upstream() as (_, transport), new_client(transport) as client:
         assert (await client.get(URL)).status_code == 200
+        assert not client.trust_env
 
 
 async def test_a_stand_in_is_not_closed_either() -> None:
@@ -116,6 +117,16 @@ async def test_a_body_may_be_left_early(autojump_clock: MockClock) -> None:
         assert server.open_streams == 0
         del chunks
         gc.collect()  # would bring up a generator that was left behind
+
+
+async def test_a_body_straight_from_the_transport_may_be_left_too(
+    autojump_clock: MockClock,
+) -> None:
+    async with upstream(http_kit.endless) as (server, transport):
+        response = await transport.handle_async_request(httpx.Request("GET", URL))
+        async with body_chunks(response) as chunks:
+            assert await anext(chunks) == b"hello"
+        assert server.open_streams == 0
 
 
 async def test_a_body_may_be_cancelled(autojump_clock: MockClock) -> None:

@@ -47,6 +47,7 @@ def refused(*pieces: bytes) -> str:
 def test_a_response_in_one_piece(response: bytes) -> None:
     parser, body = parse([response])
     assert (parser.status, body, parser.complete) == (200, b"hello", True)
+    assert parser.reason == (b"OK" if b"200 OK" in response else b"")
     assert parser.keep_seconds == 4.0
 
 
@@ -97,8 +98,13 @@ def test_the_answer_to_head_ends_with_its_head(framing: bytes, seconds: float) -
     assert (body, parser.complete, parser.keep_seconds) == (b"", True, seconds)
 
 
-def test_a_body_after_head_spoils_the_connection() -> None:
-    parser, body = parse([SIZED], bodiless=True)
+@pytest.mark.parametrize(
+    "response",
+    [SIZED, CHUNKED, OK + b"Transfer-Encoding: chunked\r\n\r\nno chunk"],
+    ids=["sized", "chunked", "neither"],
+)
+def test_a_body_after_head_spoils_the_connection(response: bytes) -> None:
+    parser, body = parse([response], bodiless=True)
     assert (body, parser.complete, parser.keep_seconds) == (b"", True, 0.0)
 
 
@@ -108,6 +114,12 @@ def test_a_body_without_framing_ends_with_the_connection() -> None:
     parser.eof()
     assert parser.complete
     assert parser.keep_seconds == 0.0
+
+
+def test_an_end_after_the_end_only_ends_the_connection() -> None:
+    parser, body = parse([SIZED])
+    parser.eof()
+    assert (body, parser.complete, parser.keep_seconds) == (b"hello", True, 0.0)
 
 
 @pytest.mark.parametrize("response", [SIZED, CHUNKED], ids=["sized", "chunked"])
@@ -150,7 +162,7 @@ def test_bytes_after_the_end_spoil_the_connection_and_nothing_else(
 ) -> None:
     parser, body = parse([SIZED + surplus] if together else [SIZED, surplus])
     assert (parser.status, body, parser.complete) == (200, b"hello", True)
-    assert parser.headers == [(b"content-length", b"5")]
+    assert (parser.reason, parser.headers) == (b"OK", [(b"content-length", b"5")])
     assert parser.keep_seconds == 0.0
 
 
@@ -171,6 +183,7 @@ def test_bytes_after_the_end_spoil_the_connection_and_nothing_else(
         "huge length": OK + b"Content-Length: 99999999999999999999\r\n\r\n",
         "another coding": OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n",
         "two codings": OK + b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "chunked twice": OK + b"Transfer-Encoding: chunked\r\n" * 2 + b"\r\n",
         "no coding": OK + b"Transfer-Encoding: identity\r\n\r\n",
         "bad chunk size": OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
         "bad chunk end": OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\nhello\r\n",
@@ -183,6 +196,16 @@ def test_bytes_after_the_end_spoil_the_connection_and_nothing_else(
 )
 def test_what_is_no_proper_response_is_refused(response: tuple[str, bytes]) -> None:
     assert refused(response[1]).startswith("malformed response: ")
+
+
+@pytest.mark.parametrize("upgrade", [b"Connection: upgrade\r\nUpgrade: x\r\n", b""])
+def test_a_protocol_switch_is_called_by_its_name(upgrade: bytes) -> None:
+    assert "switches protocols" in refused(b"HTTP/1.1 101 X\r\n" + upgrade + b"\r\nxyz")
+
+
+def test_white_space_around_a_value_is_not_part_of_it() -> None:
+    parser, _ = parse([OK + b"A:  b c \t\r\nB:\r\nContent-Length: 0 \r\n\r\n"])
+    assert parser.headers == [(b"a", b"b c"), (b"b", b""), (b"content-length", b"0")]
 
 
 def test_the_first_bytes_of_garbage_are_shown() -> None:
@@ -228,6 +251,15 @@ def test_a_body_may_be_as_long_as_it_likes_in_small_chunks() -> None:
     parser = in_reads(wire)
     assert parser.complete
     assert parser.take() == b"x" * 30_000
+
+
+def test_framing_counts_only_since_the_last_piece_of_the_body() -> None:
+    parser = ResponseParser()
+    parser.feed(OK + b"Transfer-Encoding: chunked\r\n\r\n")
+    for _ in range(200):
+        parser.feed(b"1;" + b"n" * 1000 + b"\r\n")
+        parser.feed(b"x\r\n")
+        assert parser.take() == b"x"
 
 
 def test_a_request_is_head_and_body_in_one() -> None:

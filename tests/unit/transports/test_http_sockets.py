@@ -81,6 +81,28 @@ async def test_tcp_without_delay_and_reused() -> None:
             assert connection.stream.sent == 3 * size
 
 
+async def counted_pair() -> tuple[CountedStream, CountedStream]:
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        near = await trio.open_tcp_stream(*listener.socket.getsockname())
+        far = await listener.accept()
+    return CountedStream(near), CountedStream(far)
+
+
+async def clogged_pair() -> tuple[CountedStream, CountedStream]:
+    near, far = await counted_pair()
+    for end in (near, far):
+        with trio.move_on_after(0.05):
+            while True:
+                await end.send_all(b"x" * 1_000_000)
+    return near, far
+
+
+async def test_a_counted_stream_is_a_stream_in_every_respect() -> None:
+    with trio.fail_after(30):
+        await trio.testing.check_two_way_stream(counted_pair, clogged_pair)
+
+
 async def test_nobody_listens() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # bound and not listening: nobody else can get the port

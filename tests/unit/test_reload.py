@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+from agent_kit import Bench, configuration, open_bench
+from attrs import evolve
+from trio.testing import MockClock
+
+from kars_router.config.load import load
+from kars_router.reload import watch
+from kars_router.testing import HeartbeatServer, RpcError, text_of
+
+
+@asynccontextmanager
+async def open_two(**settings: Mapping[str, Any]) -> AsyncIterator[Bench]:
+    """A router with the servers `box` and `other`, of which `other` is not configured yet."""
+    async with HeartbeatServer.open() as box, HeartbeatServer.open() as other:
+        config = configuration({"box": settings.get("box", {})})
+        async with open_bench(config, servers={"box": box, "other": other}) as bench:
+            yield bench
+
+
+async def names(bench: Bench, path: str = "/mcp") -> set[str]:
+    return {tool["name"] for tool in await (await bench.connect(path)).list_tools()}
+
+
+async def test_other_tools_are_allowed_without_touching_sessions(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_two() as bench:
+        box = bench.servers["box"]
+        agent = await bench.connect()
+        await agent.call("box__increment")
+        sessions = set(box.sessions)
+        async with bench.listen(agent.session) as listening:
+            await trio.sleep(1)
+            heard = len(listening.messages)
+            await bench.router.apply(configuration({"box": {"allowedTools": ["read"]}}))
+            await listening.wait_for(lambda it: len(it.messages) == heard + 1)
+        assert await names(bench) == {"box__read"}
+        with pytest.raises(RpcError):
+            await agent.call("box__increment")
+        assert text_of(await agent.call("box__read")) == "counter: 1"
+        assert set(box.sessions) == sessions
+        await bench.router.apply(configuration({"box": {}}))
+        assert text_of(await agent.call("box__increment")) == "counter: 2"
+        assert box.happenings("deleted") == []
+
+
+async def test_a_new_server_appears(autojump_clock: MockClock) -> None:
+    async with open_two() as bench:
+        agent = await bench.connect()
+        await agent.call("box__increment")
+        async with bench.listen(agent.session) as listening:
+            await trio.sleep(1)
+            heard = len(listening.messages)
+            await bench.router.apply(configuration({"other": {}, "box": {}}))
+            await listening.wait_for(lambda it: len(it.messages) > heard)
+        assert text_of(await agent.call("other__increment")) == "counter: 1"
+        assert text_of(await agent.call("box__increment")) == "counter: 2"
+        assert "increment" in await names(bench, "/mcp/other")
+        assert list(bench.router.supervisor.servers) == ["other", "box"]
+
+
+async def test_sessions_of_a_removed_server_are_deleted(autojump_clock: MockClock) -> None:
+    async with open_two() as bench:
+        await bench.router.apply(configuration({"box": {}, "other": {}}))
+        agent = await bench.connect()
+        single = await bench.connect("/mcp/box")
+        await agent.call("box__increment")
+        await agent.call("other__increment")
+        await bench.router.apply(configuration({"other": {}}))
+        assert bench.servers["box"].sessions == {}
+        assert bench.servers["box"].happenings("reaped") == []
+        assert not any(name.startswith("box") for name in await names(bench))
+        with pytest.raises(RpcError):
+            await agent.call("box__increment")
+        assert (await bench.post({"jsonrpc": "2.0"}, single.session, path="/mcp/box")).status_code == 404
+        assert text_of(await agent.call("other__increment")) == "counter: 2"
+
+
+async def test_a_server_that_moved_gets_new_sessions_and_the_agent_is_told(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_two() as bench:
+        agent = await bench.connect()
+        await agent.call("box__increment")
+        moved = configuration({"box": {"url": "http://box.test/elsewhere"}})
+        await bench.router.apply(moved)
+        result = await agent.call("box__increment")
+        assert result["_meta"]["kars.azure.com/session"]["reset"] is True
+        assert text_of(result).endswith("counter: 1")
+        assert {r.path for r in bench.servers["box"].requests("tools/call")} == {
+            "/mcp",
+            "/elsewhere",
+        }
+
+
+async def test_limits_change_at_once(autojump_clock: MockClock) -> None:
+    async with open_two() as bench:
+        agent = await bench.connect()
+        more = {
+            "limits": {"agentSessions": 1, "requestBytes": 1000, "concurrentCalls": 1},
+            "allowedHosts": ["router.pod"],
+            "allowedOrigins": ["https://ui.example"],
+        }
+        await bench.router.apply(configuration({"box": {}}, **more))
+        headers = {"host": "router.pod", "origin": "https://ui.example"}
+        ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+        assert (await bench.post(ping, agent.session, headers=headers)).status_code == 200
+        assert (await bench.post(b" " * 1001, agent.session)).status_code == 413
+        start = {**ping, "method": "initialize", "params": {"protocolVersion": "2025-11-25"}}
+        assert (await bench.post(start)).status_code == 503
+
+
+# From here on with the file itself: threads read it, so the clock is the real one.
+
+
+class File:
+    """A configuration file that is being watched."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, **servers: Mapping[str, Any]) -> None:
+        document = {
+            "servers": {
+                name: {"url": f"http://{name}.test/mcp", "allowedTools": ["*"], **settings}
+                for name, settings in servers.items()
+            }
+        }
+        self.replace(msgspec.json.encode(document))
+
+    def replace(self, content: bytes) -> None:
+        """At once, as a Kubernetes volume does."""
+        fresh = self.path.with_suffix(".new")
+        fresh.write_bytes(content)
+        fresh.replace(self.path)
+
+
+@asynccontextmanager
+async def open_watched(tmp_path: Path) -> AsyncIterator[tuple[Bench, File]]:
+    file = File(tmp_path / "kars.yaml")
+    file.write(box={})
+    config = evolve(load(file.path, environ={}), admin=None)
+    async with HeartbeatServer.open() as box, HeartbeatServer.open() as other:
+        async with open_bench(config, servers={"box": box, "other": other}) as bench:
+            file.write(box={}, other={})  # changed while nobody watched yet
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(
+                    lambda: watch(bench.router, file.path, poll=0.01, overrides={"listen": "127.0.0.1:8443"})
+                )
+                with trio.fail_after(20):
+                    yield bench, file
+                nursery.cancel_scope.cancel()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - a file gives no event
+        await trio.sleep(0.01)
+
+
+def reloads(bench: Bench, outcome: str) -> float:
+    registry = bench.router.metrics.registry
+    return registry.get_sample_value("kars_config_reloads_total", {"outcome": outcome}) or 0
+
+
+async def test_a_changed_file_is_applied_and_an_invalid_one_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with open_watched(tmp_path) as (bench, file):
+        servers = bench.router.supervisor.servers
+        await until(lambda: "other" in bench.router.supervisor.servers)
+        agent = await bench.connect()
+        await agent.call("box__increment")
+        for bad in (b"servers: {box: {urll: x}}", b"{", b"servers: {}", b"\xff"):
+            before = reloads(bench, "refused")
+            capsys.readouterr()
+            file.replace(bad)
+            await until(lambda before=before: reloads(bench, "refused") == before + 1)  # type: ignore[misc]
+            said = capsys.readouterr()
+            assert "reload_refused" in said.out + said.err
+            assert text_of(await agent.call("box__read")) == "counter: 1"
+        file.path.unlink()
+        await until(lambda: reloads(bench, "refused") == 5)
+        file.write(box={"allowedTools": ["read"]}, other={})
+        await until(lambda: reloads(bench, "applied") >= 2)
+        assert text_of(await agent.call("box__read")) == "counter: 1"
+        with pytest.raises(RpcError):
+            await agent.call("box__increment")
+        assert servers is not None
+        assert len(bench.servers["box"].happenings("deleted")) == 0
+
+
+async def test_a_file_written_anew_without_a_change_changes_nothing(tmp_path: Path) -> None:
+    async with open_watched(tmp_path) as (bench, file):
+        await until(lambda: reloads(bench, "applied") == 1)
+        file.write(box={}, other={})
+        file.write(box={}, other={})
+        await trio.sleep(0.1)
+        assert reloads(bench, "applied") == 1
+        assert reloads(bench, "refused") == 0
