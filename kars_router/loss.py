@@ -56,11 +56,12 @@ def fate_of(failure: Failure) -> Fate:
 
     A server acts on a message only once it has all of it, so a message that was not completely
     accepted was not executed. A 4xx status is the server's word that it refused the message
-    before acting on it. Everything else after the last byte is unknown.
+    before acting on it. Everything else after the last byte is unknown, and so is what a server
+    that answered before it had the whole message has done with it.
     """
-    if failure.sent is not Sent.YES:
-        return Fate.NOT_EXECUTED
     status = failure.status
+    if failure.sent is not Sent.YES and status is None:
+        return Fate.NOT_EXECUTED
     if status is not None and status in _CLIENT_ERRORS and status != _REQUEST_TIMEOUT:
         return Fate.NOT_EXECUTED
     return Fate.UNKNOWN

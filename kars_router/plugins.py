@@ -13,15 +13,17 @@ from typing import Any, Final
 
 import attrs
 import pluggy
+import trio
 from attrs import frozen
 
 from kars_router import hookspecs
-from kars_router.errors import KarsError, PluginError
+from kars_router.errors import KarsError, PluginError, UserError
 from kars_router.hookspecs import Credentials
 from kars_router.model import Failure, LossVerdict, ServerInfo, SessionInfo, ToolCall
 from kars_router.telemetry import Metrics, log
 
 GROUP: Final = "kars_router"
+_CREDENTIALS_SECONDS: Final = 10.0
 BUILTINS: Final = ("allowlist", "loss", "credentials")
 
 
@@ -33,6 +35,26 @@ class PluginEntry:
     version: str
     builtin: bool
     hooks: tuple[str, ...]
+
+
+@frozen
+class _GuardedCredentials:
+    """A plugin's credentials behind a barrier and a deadline."""
+
+    plugin: str
+    credentials: Credentials
+
+    async def headers(self, *, refresh: bool) -> Mapping[str, str]:
+        try:
+            with trio.fail_after(_CREDENTIALS_SECONDS):
+                return dict(await self.credentials.headers(refresh=refresh))
+        except UserError:
+            raise
+        except trio.TooSlowError as error:
+            raise UserError(f"plugin {self.plugin} took too long for credentials") from error
+        except Exception as error:
+            log().error("plugin_error", plugin=self.plugin, hook="credentials", exc_info=error)
+            raise UserError(f"plugin {self.plugin} failed to supply credentials") from error
 
 
 class Plugins:
@@ -73,6 +95,7 @@ class Plugins:
             if name not in blocked:
                 module = importlib.import_module(f"kars_router.builtins.{name}")
                 host.register(module, name, "")
+                host._configure(name, options.get(name, {}))
         for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: p.name):
             if point.name in blocked:
                 continue
@@ -104,6 +127,8 @@ class Plugins:
             registered = self._manager.register(plugin, name)
             self._manager.check_pending()
         except (ValueError, pluggy.PluginValidationError) as error:
+            if self._manager.get_plugin(name) is plugin:
+                self._manager.unregister(plugin)
             raise PluginError(f"plugin {name}: {error}") from error
         if registered is None:
             raise PluginError(f"plugin {name} is blocked")
@@ -145,10 +170,9 @@ class Plugins:
 
     def credentials(self, server: ServerInfo) -> Credentials | None:
         """The object that authenticates the router to a server, if any plugin has one."""
-        for _, value in self._each("kars_credentials", server=server):
+        for name, value in self._each("kars_credentials", server=server):
             if value is not None:
-                found: Credentials = value
-                return found
+                return _GuardedCredentials(name, value)
         return None
 
     @property
@@ -187,6 +211,8 @@ class Plugins:
                     impl.function(*([options] if impl.argnames else []))
                 except PluginError as error:
                     raise PluginError(f"plugins.options.{name}: {error}") from error
+                except Exception as error:
+                    raise PluginError(f"plugins.options.{name}: {error!r}") from error
         if options and not implemented:
             raise PluginError(f"plugins.options.{name}: the plugin takes no options")
 

@@ -9,22 +9,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
-from typing import Any
+from pathlib import Path
 
 import httpx
 import trio
 from attrs import evolve, frozen
-from hypercorn.config import Config as ServerConfig
-from hypercorn.config import Sockets
-from hypercorn.trio.run import worker_serve
-from hypercorn.utils import wrap_app
 
 from kars_router._version import __version__
-from kars_router.config.addresses import Address
 from kars_router.config.schema import Config, Limits, Server
-from kars_router.errors import UserError
+from kars_router.front import listen
 from kars_router.front.admin import AdminApp
 from kars_router.front.agents import AgentRegistry
 from kars_router.front.asgi import AgentApp
@@ -35,17 +30,15 @@ from kars_router.hookspecs import Credentials
 from kars_router.plugins import Plugins
 from kars_router.session.records import Records
 from kars_router.session.server import Connector
+from kars_router.session.state import StateDirectory
 from kars_router.session.supervisor import Supervisor
-from kars_router.telemetry import Metrics, log, server_logger
+from kars_router.telemetry import Metrics, log
 from kars_router.transports.base import Connection, Deliver
 from kars_router.transports.client import new_client
 from kars_router.transports.http import TrioTransport
 from kars_router.transports.streamable_http import StreamableHttp
 
 TransportFactory = Callable[[str, Server], httpx.AsyncBaseTransport]
-# hypercorn closes idle agent connections after this; agents' clients give up earlier themselves.
-_KEEP_ALIVE_SECONDS = 120.0
-_ENDLESS_REQUESTS = 2**62
 _MARGIN_SECONDS = 3.0
 _LAST_ANSWERS_SECONDS = 1.0
 
@@ -83,8 +76,10 @@ class Router:
             metrics=self.metrics,
         )
         self._transports = transports
-        sealer = Sealer(load_key(config.state))
-        self.records = Records(config.state, config.sessions.lifetime)
+        # Nobody asked for the default directory: a read-only file system is no reason to stop.
+        self._state = StateDirectory(config.state, optional=config.state == _default_state())
+        sealer = Sealer(load_key(self._state.path))
+        self.records = Records(self._state.path, config.sessions.lifetime)
         self.supervisor = Supervisor(
             self.plugins,
             self.metrics,
@@ -132,11 +127,16 @@ class Router:
                 nursery.start_soon(self._heed_hurry, nursery.cancel_scope)
                 await self.legacy.drain()
                 nursery.cancel_scope.cancel()
-        if self.legacy.calls_in_flight:
-            # Ending the sessions under what is left gives each call an answer with its fate.
-            async with trio.open_nursery() as nursery:
-                for runtime in self.supervisor.servers.values():
-                    nursery.start_soon(runtime.stop)
+        # Ending the sessions under what is left gives each call an answer with its fate. It does
+        # not wait for agents: one that stopped reading must not keep a server from being told.
+        async with trio.open_nursery() as nursery:
+            for runtime in self.supervisor.servers.values():
+                nursery.start_soon(runtime.stop)
+
+    def close(self) -> None:
+        """Lets go of the state directory; the router is of no use afterwards. Idempotent."""
+        self.records.close()
+        self._state.release()
 
     def hurry(self) -> None:
         """Ends the waiting for calls in flight, now and later; they end with their fate."""
@@ -224,22 +224,39 @@ async def open_router(
         UserError: an address cannot be bound, the state cannot be used, a plugin is broken.
     """
     # Everything that can fail for a reason the user can mend comes before the first nursery.
-    router = Router(config, transports)
-    admin = _bind(config.admin, config) if config.admin is not None else None
-    agent = _bind(config.listen, config) if serve else None
-    stop = router.draining.wait
+    with ExitStack() as stack:
+        router = Router(config, transports)
+        stack.callback(router.close)
+        places = []
+        for app, address in (
+            (router.admin_app, config.admin),
+            (router.app, config.listen if serve else None),
+        ):
+            bound = listen.bind(address) if address is not None else None
+            if bound is not None:
+                stack.callback(bound.close)
+            places.append((app, bound))
+        stack.pop_all()
     try:
         async with trio.open_nursery() as upstream:
             await upstream.start(router.supervisor.run, config.servers)
             upstream.start_soon(router.agents.run)
             async with trio.open_nursery() as listeners:
-                if admin is not None:
-                    start = partial(_serve, router.admin_app, admin, stop)
-                    router.admin_url = (await listeners.start(start))[0]
-                if agent is not None:
-                    router.agent_url = (
-                        await listeners.start(partial(_serve, router.app, agent, stop))
-                    )[0]
+                urls = [
+                    ""
+                    if bound is None
+                    else await listeners.start(
+                        partial(
+                            listen.serve,
+                            app,
+                            bound,
+                            router.draining.wait,
+                            grace=config.shutdown_grace,
+                        )
+                    )
+                    for app, bound in places
+                ]
+                router.admin_url, router.agent_url = urls
                 log().info("listening", agent=router.agent_url, admin=router.admin_url)
                 try:
                     yield router
@@ -250,7 +267,7 @@ async def open_router(
                     listeners.cancel_scope.deadline = trio.current_time() + _LAST_ANSWERS_SECONDS
             upstream.cancel_scope.cancel()
     finally:
-        router.records.close()
+        router.close()
         log().info("stopped")
 
 
@@ -280,46 +297,9 @@ async def probe_servers(config: Config) -> list[tuple[str, bool, str, list[str]]
     return found
 
 
-@frozen
-class _Bound:
-    settings: ServerConfig
-    sockets: Sockets
-
-
-def _bind(address: Address, config: Config) -> _Bound:
-    settings = ServerConfig()
-    settings.bind = [str(address)]
-    settings.accesslog = None
-    settings.errorlog = server_logger()
-    settings.include_server_header = False
-    settings.keep_alive_timeout = _KEEP_ALIVE_SECONDS
-    settings.keep_alive_max_requests = _ENDLESS_REQUESTS
-    settings.graceful_timeout = config.shutdown_grace
-    try:
-        sockets = settings.create_sockets()
-        for sock in sockets.insecure_sockets:
-            sock.listen(settings.backlog)
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise UserError(f"cannot listen on {address}: {reason}; choose another address") from error
-    return _Bound(settings, sockets)
-
-
-async def _serve(
-    app: AgentApp | AdminApp,
-    bound: _Bound,
-    stop: Callable[[], Awaitable[None]],
-    *,
-    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    framework: Any = app  # our messages are plain mappings, hypercorn's are typed dictionaries
-    await worker_serve(
-        wrap_app(framework, bound.settings.wsgi_max_body_size, "asgi"),
-        bound.settings,
-        sockets=bound.sockets,
-        shutdown_trigger=stop,
-        task_status=task_status,
-    )
+def _default_state() -> Path | None:
+    home = os.environ.get("HOME")
+    return Path(home) / ".kars" if home else None
 
 
 def _guard(config: Config) -> Guard:

@@ -6,9 +6,10 @@ first two. Must not know who emits them.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from typing import Any, Final, Literal, TextIO
+from typing import Any, Final, Literal, TextIO, cast
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -43,6 +44,12 @@ def configure_logging(
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
     )
+    # What libraries log (trio, when descriptors run out) comes out in the same form.
+    root = logging.getLogger()
+    root.handlers = [h for h in root.handlers if not isinstance(h, _Forward)]
+    forward = _Forward()
+    forward.setLevel(logging.WARNING)
+    root.addHandler(forward)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -51,9 +58,24 @@ def configure_logging(
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(file=out),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _Sink(out))),
         cache_logger_on_first_use=True,
     )
+
+
+class _Sink:
+    """A stream whose failures stay its own: a full disk or a closed pipe must not fail a call."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the latter once it is closed
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 class _Forward(logging.Handler):

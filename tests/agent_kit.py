@@ -194,13 +194,13 @@ async def open_bench(
                 transports=lambda name, _: AsgiBridge(running[name].app, nursery),
             )
         )
-        clients = [
+        client, admin = [
             await stack.enter_async_context(
                 httpx.AsyncClient(transport=AsgiBridge(app, nursery), timeout=None)
             )
             for app in (router.app, router.admin_app)
         ]
-        yield Bench(router, running, *clients, nursery)
+        yield Bench(router, running, client, admin, nursery)
         await stack.aclose()
         nursery.cancel_scope.cancel()
 

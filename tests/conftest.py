@@ -1,7 +1,12 @@
-"""What every test gets: nothing but settings that make a failure repeatable."""
+"""What every test gets: settings that make a failure repeatable, and logging of its own."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 # The same examples on every run and no deadline: a busy machine must not decide a test's outcome.
@@ -15,3 +20,12 @@ settings.register_profile(
 # To look for new counterexamples: pytest --hypothesis-profile=search
 settings.register_profile("search", deadline=None, max_examples=2000)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Undoes what a command that ran in this process did to logging."""
+    handlers = list(logging.getLogger().handlers)
+    yield
+    structlog.reset_defaults()
+    logging.getLogger().handlers[:] = handlers

@@ -62,7 +62,9 @@ def _probe(config: Config, lines: list[str]) -> tuple[list[dict[str, object]], b
     import trio
 
     from kars_router.service import probe_servers
+    from kars_router.telemetry import configure_logging
 
+    configure_logging(level="error", style="console")  # the answer says what went wrong
     probed = []
     for name, reached, said_of_it, tools in trio.run(probe_servers, config):
         detail = said_of_it.removeprefix(f"{name}: ")  # as lines of the log begin

@@ -13,6 +13,7 @@ from kars_router.config.load import default_path, load
 from kars_router.config.schema import Config
 from kars_router.errors import UserError
 from kars_router.plugins import Plugins
+from kars_router.telemetry import configure_logging
 
 
 @click.command("plugins")
@@ -30,6 +31,7 @@ def command(*, file: Path | None, output: Output) -> None:
     The first one listed is asked first. Without any configuration, what is installed is listed
     with default options.
     """
+    configure_logging(level="warning", style="console")
     path = file if file is not None else default_path(os.environ)
     if file is not None and not file.exists():
         raise UserError(f"there is no file {click.format_filename(file)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -46,7 +47,14 @@ def command(
     overrides = {k: v for k, v in (("listen", listen), ("admin", admin)) if v is not None}
     config = load(path, upstreams=upstreams, overrides=overrides, environ=os.environ)
     configure_logging(level=config.log.level.value, style=config.log.format.value)
+    _raise_file_limit()
     trio.run(_run, config, path, upstreams, overrides)
+
+
+def _raise_file_limit() -> None:
+    # The soft limit is low for the sake of programs that use select(); Trio does not.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _run(

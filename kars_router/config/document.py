@@ -58,7 +58,10 @@ def parse_document(text: str) -> tuple[object, list[Problem]]:
     if node is None:
         return None, []
     builder = _Builder()
-    return builder.build(node, ()), builder.problems
+    try:
+        return builder.build(node, ()), builder.problems
+    except RecursionError:  # merges can nest without the keys getting any deeper
+        raise invalid(f"is nested more than {DEEPEST} deep") from None
 
 
 def _compose(text: str) -> Node | None:

@@ -35,6 +35,8 @@ class AgentSession:
         touched: trio's clock at its last request, in seconds.
         in_flight: requests that are being answered.
         streams: its open GET streams, oldest first.
+        backlog: messages that wait for a stream.
+        ended: whether its id is dead.
     """
 
     ticket: Ticket
@@ -42,6 +44,7 @@ class AgentSession:
     in_flight: int = 0
     streams: deque[AgentStream] = field(factory=deque)
     backlog: list[bytes] = field(factory=list)
+    ended: bool = False
 
     @property
     def agent(self) -> str:
@@ -188,6 +191,7 @@ class AgentRegistry:
         """Ends a session; its id is dead from now on."""
         if self._live.pop(session.agent, None) is None:
             return
+        session.ended = True
         self._metrics.agent_sessions.set(len(self._live))
         for stream in session.streams:
             stream.close()

@@ -8,6 +8,7 @@ Source: MCP 2025-03-26, 2025-06-18, 2025-11-25 "Lifecycle", "Transports", "Tools
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import msgspec
@@ -55,6 +56,7 @@ class LegacyServer:
         version: str,
     ) -> None:
         self.calls_in_flight = 0
+        self._unsent = 0
         self.call_limit = call_limit
         self._supervisor = supervisor
         self._agents = agents
@@ -98,7 +100,7 @@ class LegacyServer:
         if message.method != "tools/call":
             await exchange.respond(200, await self._handle(session, message), (JSON,))
             return
-        await answer(exchange, lambda: self._handle(session, message))
+        await self._answer(exchange, lambda: self._handle(session, message))
 
     async def get(self, exchange: Exchange, endpoint: str) -> None:
         """Answers a GET: an event stream that lives as long as agent, session and router do."""
@@ -221,9 +223,17 @@ class LegacyServer:
             return b"[%b]" % b",".join(a for a in answers if a is not None)
 
         if any(_is_request(part) for part in parts):
-            await answer(exchange, work)
+            await self._answer(exchange, work)
         else:
             await exchange.respond(202)
+
+    async def _answer(self, exchange: Exchange, work: Callable[[], Awaitable[bytes]]) -> None:
+        # An answer that its agent does not read takes as much room as one that is being made.
+        self._unsent += 1
+        try:
+            await answer(exchange, work)
+        finally:
+            self._unsent -= 1
 
     async def _handle(self, session: AgentSession, message: Message) -> bytes:
         session.in_flight += 1
@@ -264,13 +274,21 @@ class LegacyServer:
             found = self._tools.find(session.ticket.endpoint, name)
         if isinstance(found, ServerRuntime):
             return results.response(message.id, found.name, _unreached(found))
+        if session.ended:
+            return results.response(
+                message.id,
+                found.server,
+                _refused(
+                    "session_ended", "The agent's session has ended, so the call was not made."
+                ),
+            )
         if not self._accepting:
             return results.response(
                 message.id,
                 found.server,
                 _refused("shutting_down", "The router is shutting down, so the call was not made."),
             )
-        if self.calls_in_flight >= self.call_limit:
+        if max(self.calls_in_flight + 1, self._unsent) > self.call_limit:
             return results.response(
                 message.id,
                 found.server,

@@ -18,6 +18,7 @@ from kars_router.session.supervisor import Supervisor
 from kars_router.wire import jsonrpc, names
 
 PAGE_SIZE: Final = 200
+PAGE_BYTES: Final = 768 * 1024
 
 
 class ToolView:
@@ -51,9 +52,9 @@ class ToolView:
         if cursor is not None:
             after = _open_cursor(cursor)
             start = next((i for i, tool in enumerate(listed) if _order(tool) > after), len(listed))
-        chosen = listed[start : start + PAGE_SIZE]
+        chosen = _within(listed[start : start + PAGE_SIZE])
         body = b",".join(tool.own if endpoint else tool.public for tool in chosen)
-        if start + PAGE_SIZE < len(listed):
+        if start + len(chosen) < len(listed):
             following = jsonrpc.encode(_make_cursor(_order(chosen[-1])))
             return b'{"tools":[%b],"nextCursor":%b}' % (body, following)
         return b'{"tools":[%b]}' % body
@@ -108,6 +109,16 @@ class ToolView:
     def _forget(self, _server: str) -> None:
         self._lists.clear()
         self._by_public = {}
+
+
+def _within(tools: list[Tool]) -> list[Tool]:
+    """As many of the tools, and at least one, as a client that limits messages will take."""
+    size = 0
+    for index, tool in enumerate(tools):
+        size += len(tool.public)
+        if index and size > PAGE_BYTES:
+            return tools[:index]
+    return tools
 
 
 def _order(tool: Tool) -> tuple[str, str]:

@@ -19,6 +19,8 @@ from kars_router.wire import jsonrpc, names
 
 _MAX_PAGES: Final = 100
 _LONGEST_NAME: Final = 256
+_LARGEST_DEFINITION: Final = 256 * 1024
+_MOST_BYTES: Final = 16 * 1024 * 1024
 
 Fetch = Callable[[bytes], Awaitable[bytes]]
 Admits = Callable[[ServerInfo, str, Mapping[str, Any]], bool]
@@ -56,7 +58,8 @@ async def read_definitions(server: str, fetch: Fetch, *, limit: int) -> list[Def
     Args:
         server: its configured name, for failures.
         fetch: makes one tools/list request; takes params as JSON, returns the result as JSON.
-        limit: most tools that are taken; the rest is left out, and the log says so.
+        limit: most tools that are taken; the rest is left out, and the log says so. So are
+            definitions of more than 256 KiB, and what goes beyond 16 MiB in all.
 
     Returns:
         the definitions in the server's order; ones without a usable name are left out.
@@ -65,14 +68,19 @@ async def read_definitions(server: str, fetch: Fetch, *, limit: int) -> list[Def
         CallFailed: a request failed, or the answer has an unusable shape.
     """
     found: list[Definition] = []
+    size = 0
     seen: set[str] = set()
     params = b""
     for _ in range(_MAX_PAGES):
         items, cursor = _page(server, await fetch(params))
-        found += [d for item in items if (d := _definition(server, item)) is not None]
-        if len(found) > limit:
-            log().warning("tools_truncated", server=server, limit=limit)
-            return found[:limit]
+        for item in items:
+            size += len(item)
+            if len(found) >= limit or size > _MOST_BYTES:
+                log().warning("tools_truncated", server=server, tools=len(found), bytes=size)
+                return found
+            definition = _definition(server, item)
+            if definition is not None:
+                found.append(definition)
         if cursor is None:
             return found
         if cursor in seen:
@@ -121,6 +129,9 @@ def _page(server: str, result: bytes) -> tuple[list[bytes], str | None]:
 
 
 def _definition(server: str, raw: bytes) -> Definition | None:
+    if len(raw) > _LARGEST_DEFINITION:
+        log().warning("tool_unusable", server=server, error=f"its definition has {len(raw)} bytes")
+        return None
     try:
         value = jsonrpc.decode(raw)
     except jsonrpc.MalformedError as error:

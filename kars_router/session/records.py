@@ -109,7 +109,7 @@ class Records:
                 self._ended[agent] = at
                 for key in [key for key in self._used if key[0] == agent]:
                     del self._used[key]
-            elif isinstance(server, str) and isinstance(generation, int):
+            elif isinstance(server, str) and type(generation) is int:
                 self._used[agent, server] = (generation, at)
 
     def _rewrite(self, path: Path) -> None:

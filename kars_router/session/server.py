@@ -111,9 +111,7 @@ class ServerRuntime:
         """Whether all agents share one session."""
         return self.settings.session_scope is SessionScope.SHARED
 
-    async def run(
-        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Reads the catalogue, keeps it fresh, and runs the slots, until stopped or cancelled."""
         try:
             with self._scope:

@@ -27,7 +27,7 @@ from kars_router.wire import eras, jsonrpc
 from kars_router.wire.jsonrpc import Kind, Message
 
 # A server that floods us with requests must not grow our memory; the rest is dropped, counted.
-_MAX_ANSWERS: Final = 256
+_MAX_ANSWERS: Final = 64
 _CLOSE_SECONDS: Final = 2.0
 _PROBE_SECONDS: Final = 5.0
 # After its response has come a stream should end by itself; then its connection can be kept.
@@ -233,6 +233,7 @@ class UpstreamSession:
         scope = self._scopes[pending.ident]
         scope.deadline = trio.current_time() + time_limit
         failure: Failure | None = None
+        returned = False
         try:
             with scope:
                 # A server that finds no stream for its first ping may never ask again.
@@ -243,13 +244,16 @@ class UpstreamSession:
                 await self._connection.send(
                     pending.payload, method=pending.method, delivery=pending.delivery
                 )
+                returned = True
         except CallFailed as error:
             failure = error.failure
         finally:
             # Runs when the session's nursery is cancelled, too: nothing is left without an end.
-            self._finish(pending, failure, timed_out=scope.cancelled_caught)
+            self._finish(pending, failure, timed_out=scope.cancelled_caught, returned=returned)
 
-    def _finish(self, pending: Pending, failure: Failure | None, *, timed_out: bool) -> None:
+    def _finish(
+        self, pending: Pending, failure: Failure | None, *, timed_out: bool, returned: bool
+    ) -> None:
         del self._pending[pending.ident], self._scopes[pending.ident]
         if not self._pending:
             self._idle.set()
@@ -273,7 +277,9 @@ class UpstreamSession:
                     ),
                     None,
                 )
-        elif pending.delivery.sent is Sent.YES and not self.ended.is_set():
+        elif returned:
+            # A server that answers before it has read everything may have acted all the same.
+            pending.delivery.sent = Sent.YES
             pending.fail(
                 self._failed(pending, "no_answer", "the stream ended without an answer"), lost=False
             )
@@ -429,7 +435,7 @@ async def open_session(
             # Before the server is told, lest the stream be asked for again when it ends there.
             session.listener.close()
             if session.lost is None and connection.session_id is not None:
-                await session._farewell()
+                await session._farewell()  # noqa: ASYNC102 - shielded and bounded there
             nursery.cancel_scope.cancel()
     if refused is not None:
         raise refused

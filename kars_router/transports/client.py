@@ -6,17 +6,14 @@ to its successor begins here; docs/decisions/0003-http-transport.md says how it 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import httpx
-import trio
 
 from kars_router._version import __version__
 from kars_router.transports.http import View
 
-_CLOSE_SECONDS: Final = 1.0
 _HEADERS: Final = {
     "user-agent": f"kars-router/{__version__}",
     # httpx would offer gzip and the like, and decode. Nothing here gains from that: events must
@@ -50,28 +47,3 @@ def new_client(
         trust_env=False,
         follow_redirects=False,
     )
-
-
-@contextlib.asynccontextmanager
-async def body_chunks(response: httpx.Response) -> AsyncIterator[AsyncIterator[bytes]]:
-    """Iterate over a body that need not be read to its end.
-
-    To leave `response.aiter_bytes()` early abandons a generator inside httpx that nobody can
-    reach, which Trio reports as a leak (ResourceWarning). Here every generator is closed.
-
-    Args:
-        response: from `client.send(..., stream=True)`; closed on the way out.
-
-    Yields:
-        The body as it arrives, without decoding of any Content-Encoding. Iterating raises what
-        the transport raises while reading.
-    """
-    assert isinstance(response.stream, httpx.AsyncByteStream)
-    chunks = aiter(response.stream)
-    try:
-        yield chunks
-    finally:
-        with trio.move_on_after(_CLOSE_SECONDS, shield=True):
-            if isinstance(chunks, AsyncGenerator):
-                await chunks.aclose()
-            await response.aclose()

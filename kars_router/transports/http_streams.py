@@ -42,7 +42,6 @@ class CountedStream(trio.abc.Stream):
         self.socket: trio.socket.SocketType = stream.socket
         self.sent = 0
         self._patient = True
-        self._sending = False
 
     @contextlib.contextmanager
     def impatient(self) -> Iterator[None]:
@@ -59,24 +58,22 @@ class CountedStream(trio.abc.Stream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send `data`, counting. Cancelled in the middle, `sent` is exact."""
-        with self._sole_sender():
-            rest = memoryview(data)
-            if not rest:
-                await self._stream.send_all(rest)  # a checkpoint, or the right error
-            while rest:
-                try:
-                    taken = await self.socket.send(rest)
-                except OSError as exc:
-                    if self.socket.fileno() < 0:
-                        raise trio.ClosedResourceError("this connection was closed here") from exc
-                    raise trio.BrokenResourceError(str(exc)) from exc
-                self.sent += taken
-                rest = rest[taken:]
+        rest = memoryview(data)
+        if not rest:
+            await self._stream.send_all(rest)  # a checkpoint, or the right error
+        while rest:
+            try:
+                taken = await self.socket.send(rest)
+            except OSError as exc:
+                if self.socket.fileno() < 0:
+                    raise trio.ClosedResourceError("this connection was closed here") from exc
+                raise trio.BrokenResourceError(str(exc)) from exc
+            self.sent += taken
+            rest = rest[taken:]
 
     async def wait_send_all_might_not_block(self) -> None:
         """As for `trio.abc.SendStream`."""
-        with self._sole_sender():
-            await self._stream.wait_send_all_might_not_block()
+        await self._stream.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """As for `trio.abc.ReceiveStream`; see also `impatient`."""
@@ -87,16 +84,6 @@ class CountedStream(trio.abc.Stream):
     async def aclose(self) -> None:
         """As for `trio.abc.AsyncResource`."""
         await self._stream.aclose()
-
-    @contextlib.contextmanager
-    def _sole_sender(self) -> Iterator[None]:
-        if self._sending:
-            raise trio.BusyResourceError("another task is sending on this connection")
-        self._sending = True
-        try:
-            yield
-        finally:
-            self._sending = False
 
 
 async def open_stream(host: str, port: int, context: ssl.SSLContext | None) -> trio.abc.Stream:

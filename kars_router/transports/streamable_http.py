@@ -31,6 +31,7 @@ _REDIRECTS: Final = (307, 308)
 _UNAUTHORIZED: Final = (401, 403)
 _NO_BODY: Final = (202, 204)
 _DRAIN_SECONDS: Final = 1.0
+_MOST_COOKIE_CHARACTERS: Final = 8 * 1024
 # MCP 2025-11-25 "Session Management"
 _SESSION_ID: Final = re.compile(r"[\x21-\x7e]+")
 
@@ -189,6 +190,7 @@ class StreamableHttp:
             timeout=self._timeout,
             extensions={"kars_exchange": exchange},
         )
+        self._limit_cookies()
         delivery.sent = Sent.NO
         phase = Phase.CONNECT
         try:
@@ -203,6 +205,14 @@ class StreamableHttp:
             ) from error
         finally:
             delivery.sent = _sent(exchange)
+
+    def _limit_cookies(self) -> None:
+        # Cookies are kept for load balancers that pin a session by one; a server that sets more
+        # and more of them would make each request larger than the one before.
+        jar = self._client.cookies.jar
+        if sum(len(c.name) + len(c.value or "") for c in jar) > _MOST_COOKIE_CHARACTERS:
+            log().warning("cookies_dropped", server=self._server, cookies=len(jar))
+            jar.clear()
 
     async def _authorize(self, name: str, *, refresh: bool) -> None:
         if self._credentials is None or (self._authorized and not refresh):
@@ -408,7 +418,7 @@ def _media_type(response: httpx.Response) -> str:
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
     parts = urlsplit(str(url))
-    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    port = {"http": 80, "https": 443}.get(parts.scheme) if parts.port is None else parts.port
     return parts.scheme, (parts.hostname or "").lower(), port
 
 
@@ -435,8 +445,8 @@ async def _chunks(response: httpx.Response) -> AsyncIterator[AsyncIterator[bytes
         yield chunks
     finally:
         await _release(response)  # noqa: ASYNC102 - shielded and bounded there
-        with trio.move_on_after(_DRAIN_SECONDS, shield=True):
-            with suppress(httpx.RequestError, httpx.StreamError):
+        with suppress(httpx.RequestError, httpx.StreamError):
+            with trio.move_on_after(_DRAIN_SECONDS, shield=True):  # noqa: ASYNC100, RUF100
                 async for _ in chunks:
                     pass
 

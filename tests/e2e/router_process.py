@@ -65,9 +65,11 @@ async def wait_true(condition: Callable[[], bool], seconds: float = 10) -> None:
 @asynccontextmanager
 async def open_server(**options: Any) -> AsyncIterator[tuple[HeartbeatServer, str]]:
     """A scripted server on a real socket, and its URL."""
-    async with HeartbeatServer.open(**{**QUICK, **options}) as server:
-        async with serve(server.app, grace=0.1) as url:
-            yield server, f"{url}/mcp"
+    async with (
+        HeartbeatServer.open(**{**QUICK, **options}) as server,
+        serve(server.app, grace=0.1) as url,
+    ):
+        yield server, f"{url}/mcp"
 
 
 def document(url: str, **more: Any) -> dict[str, Any]:

@@ -1,20 +1,19 @@
-"""The Playwright plugin, installed beside a real router, with a browser that the server closes.
+"""The Playwright plugin in a real router, with a browser that the server closes.
 
 0.0.83 closes an idle browser and keeps the MCP session: no 404, no error, an empty page.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
+import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 import trio
 from attrs import frozen
-from peers import REPOSITORY, RunningRouter, missing, run_router
+from peers import REPOSITORY, RunningRouter, run_router
 
 from playwright.mcp_client import McpClient, text
 from playwright.routed import configuration, reset_in
@@ -30,15 +29,28 @@ BRIEFLY = 60.0
 
 
 @pytest.fixture(scope="module")
-def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory for PYTHONPATH with the plugin installed in it, as pip does it."""
-    target = tmp_path_factory.mktemp("plugin")
+def plugin_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """PYTHONPATH with the plugin from this tree, and the metadata that an installer makes of it.
+
+    The built distribution is what `tox -e plugins` tests. Here neither an installer nor a package
+    index is needed.
+    """
     source = REPOSITORY / "plugins" / "kars-plugin-playwright"
-    argv = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]
-    result = subprocess.run([*argv, str(source)], capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        missing(f"could not install {source.name}:\n{result.stdout}{result.stderr}")
-    return target
+    project = tomllib.loads((source / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    target = tmp_path_factory.mktemp("plugin")
+    name, version = project["name"], project["version"]
+    metadata = target / f"{name.replace('-', '_')}-{version}.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8"
+    )
+    points = [
+        line
+        for group, entries in project["entry-points"].items()
+        for line in (f"[{group}]", *(f"{key} = {value}" for key, value in entries.items()))
+    ]
+    (metadata / "entry_points.txt").write_text("\n".join(points) + "\n", encoding="utf-8")
+    return os.pathsep.join([str(target), str(source)])
 
 
 @frozen
@@ -51,9 +63,9 @@ class Stage:
 
 
 @pytest.fixture(scope="module")
-def stage(plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def stage(plugin_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     options = ["--idle-timeout", str(int(IDLE_TIMEOUT * 1000))]
-    environment = {"PYTHONPATH": str(plugin)}
+    environment = {"PYTHONPATH": plugin_path}
     with ExitStack() as stack:
         browser = stack.enter_context(
             browser_server(NEW, tmp_path_factory.mktemp("browser"), *options)

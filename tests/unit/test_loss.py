@@ -19,8 +19,8 @@ def failure(
     )
 
 
-def lost(status: int | None, body: str = "", **more: bool) -> bool:
-    verdict = classify(failure(status, body, **more))
+def lost(status: int | None, body: str = "", *, had_session: bool = True) -> bool:
+    verdict = classify(failure(status, body, had_session=had_session))
     return verdict is not None and verdict.lost
 
 

@@ -105,9 +105,7 @@ async def test_metrics_tell_what_happened(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_page_may_ask_nothing_unless_allowed(
-    autojump_clock: MockClock, path: str
-) -> None:
+async def test_a_page_may_ask_nothing_unless_allowed(autojump_clock: MockClock, path: str) -> None:
     config = configuration({"box": {}}, allowedOrigins=["https://ui.example"])
     async with open_bench(config) as bench:
         for origin, status in (

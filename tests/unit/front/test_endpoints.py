@@ -266,6 +266,14 @@ async def test_the_host_is_checked(autojump_clock: MockClock, host: str, status:
             assert len(bench.router.agents) == 0
 
 
+async def test_a_page_under_the_routers_own_name_is_no_friend(autojump_clock: MockClock) -> None:
+    config = configuration({"box": {}}, allowedHosts=["router.pod"])
+    async with open_bench(config) as bench:
+        for name in ("router.pod", "evil.example"):
+            headers = {"host": name, "origin": f"http://{name}"}
+            assert (await bench.post(initialize(), headers=headers)).status_code == 403
+
+
 async def test_a_foreign_page_is_refused_before_anything_else_is_looked_at(bench: Bench) -> None:
     response = await bench.client.put(BASE + "/none", headers={"origin": "https://evil.example"})
     assert response.status_code == 403

@@ -35,7 +35,9 @@ def answers(method: str, text: bytes) -> Callable[[Received], Reply | None]:
     return script
 
 
-@pytest.mark.parametrize("outcome", [b'"result":%b', b'"error":{"code":-1,"message":"m","data":%b}'])
+@pytest.mark.parametrize(
+    "outcome", [b'"result":%b', b'"error":{"code":-1,"message":"m","data":%b}']
+)
 async def test_what_a_server_answers_passes_byte_for_byte(bench: Bench, outcome: bytes) -> None:
     agent = await bench.connect()
     bench.server.script = answers("tools/call", outcome % RESULT)
@@ -250,12 +252,11 @@ async def test_a_server_that_is_down_is_said_to_be_so(autojump_clock: MockClock)
     def refused(_: Received) -> Reply:
         return Reply.text(500, f"http://box.test {SECRET}")
 
-    async with HeartbeatServer.open() as server:
-        async with open_bench(servers={"box": server}) as bench:
-            agent = await bench.connect()
-            await agent.list_tools()
-            server.script = refused
-            result = await agent.call("box__read")
+    async with HeartbeatServer.open() as server, open_bench(servers={"box": server}) as bench:
+        agent = await bench.connect()
+        await agent.list_tools()
+        server.script = refused
+        result = await agent.call("box__read")
     assert result["_meta"][CALL] == {
         "fate": "not_executed",
         "code": "upstream_unavailable",

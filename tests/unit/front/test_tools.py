@@ -54,10 +54,12 @@ async def test_a_definition_is_passed_on_whole(autojump_clock: MockClock) -> Non
             return None
         return Reply.json({"jsonrpc": "2.0", "id": received.id, "result": {"tools": [definition]}})
 
-    async with HeartbeatServer.open(script=script) as server:
-        async with open_bench(servers={"box": server}) as bench:
-            (own,) = await (await bench.connect("/mcp/box")).list_tools()
-            (public,) = await (await bench.connect("/mcp")).list_tools()
+    async with (
+        HeartbeatServer.open(script=script) as server,
+        open_bench(servers={"box": server}) as bench,
+    ):
+        (own,) = await (await bench.connect("/mcp/box")).list_tools()
+        (public,) = await (await bench.connect("/mcp")).list_tools()
     assert own == definition
     assert public == {**definition, "name": "box__echo"}
 

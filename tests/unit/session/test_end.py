@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import trio
 from trio.testing import MockClock
@@ -15,7 +16,7 @@ def deleted(server: HeartbeatServer) -> list[str]:
     return [happening.session for happening in server.happenings("deleted")]
 
 
-async def keep(rig: Rig, into: list[CallOutcome], tool: str = "slow", **arguments: object) -> None:
+async def keep(rig: Rig, into: list[CallOutcome], tool: str = "slow", **arguments: Any) -> None:
     into.append(await rig.call(tool, **arguments))
 
 
@@ -48,6 +49,19 @@ async def test_nothing_is_sent_in_a_session_after_its_delete(autojump_clock: Moc
     assert last.http_method == "DELETE"
     for session in deleted(rig.server):
         assert [r for r in rig.server.log if r.session == session][-1].http_method == "DELETE"
+
+
+async def test_the_stream_is_not_reopened_while_the_delete_is_on_its_way(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_rig(settings=with_settings(timeouts=Timeouts(idle=60.0))) as rig:
+        await rig.call("increment")
+        ident = rig.upstream_id()
+        slow = Reply.text(200, seconds=1.0, execute=True)
+        rig.server.script = lambda r: slow if r.http_method == "DELETE" else None
+        await trio.sleep(100)
+        assert deleted(rig.server) == [ident]
+        assert [r for r in rig.server.log if r.session == ident][-1].http_method == "DELETE"
 
 
 async def test_a_session_that_no_call_uses_is_deleted_and_the_agent_is_told(
@@ -116,7 +130,7 @@ async def test_a_delete_that_is_refused_harms_nothing(autojump_clock: MockClock)
     for status in (404, 405, 500, 401):
         async with open_rig() as rig:
             await rig.call("increment")
-            rig.server.script = lambda r, s=status: (  # type: ignore[misc]
+            rig.server.script = lambda r, s=status: (
                 Reply.text(s) if r.http_method == "DELETE" else None
             )
 

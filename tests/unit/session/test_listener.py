@@ -250,15 +250,14 @@ async def test_a_server_without_a_get_route_keeps_its_session(
 async def test_404_at_the_first_get_of_a_dead_session_is_a_loss(
     autojump_clock: MockClock,
 ) -> None:
-    killed: list[str] = []
+    killed: list[Received] = []
     async with open_rig(ping_interval=None) as rig:
         keeper = rig.upstream_id("")
 
         def script(received: Received) -> Reply | None:
-            if received.http_method == "GET" and received.session != keeper:
-                if not killed and received.session:
-                    killed.append(received.session)
-                    rig.server.restart()
+            if received.http_method == "GET" and received.session != keeper and not killed:
+                killed.append(received)
+                rig.server.restart()
             return None
 
         rig.server.script = script

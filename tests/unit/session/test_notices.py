@@ -94,9 +94,7 @@ async def test_agents_of_a_shared_session_are_told_after_a_restart_of_the_router
         assert await notices(rig, "new", 1) == [None]
 
 
-async def test_an_agent_that_ended_is_forgotten(
-    autojump_clock: MockClock, tmp_path: Path
-) -> None:
+async def test_an_agent_that_ended_is_forgotten(autojump_clock: MockClock, tmp_path: Path) -> None:
     async with open_rig(state=tmp_path) as rig:
         await rig.call("increment")
         rig.router.supervisor.end_agent("a", "DELETE")

@@ -1,19 +1,17 @@
 from __future__ import annotations
 
-import math
+from functools import partial
 
-import httpx
 import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
-from unit.session.upstream_kit import SETTINGS, Rig, make_config, open_rig
+from unit.session.upstream_kit import Rig, make_config, open_rig, with_settings
 
 from kars_router.model import ToolCall
 from kars_router.service import open_router
 from kars_router.testing import Call, HeartbeatServer, Received, Reply, serve
 from kars_router.testing.replies import encode_event
-from kars_router.transports.http import TrioTransport
 
 EVENTS = {"content-type": "text/event-stream"}
 
@@ -83,10 +81,13 @@ async def test_a_ping_before_the_handshake_is_over_is_answered(
 
 
 async def test_pings_are_answered_while_fifty_calls_run(autojump_clock: MockClock) -> None:
-    async with open_rig(ping_interval=1.0, ping_deadline=0.5) as rig, trio.open_nursery() as nursery:
+    async with (
+        open_rig(ping_interval=1.0, ping_deadline=0.5) as rig,
+        trio.open_nursery() as nursery,
+    ):
         for _ in range(50):
-            nursery.start_soon(rig.text, "slow", "a")
-        nursery.start_soon(lambda: rig.text("slow", seconds=30))
+            nursery.start_soon(partial(rig.text, "slow", seconds=29))
+        nursery.start_soon(partial(rig.text, "slow", seconds=30))
         await trio.sleep(29)
         assert len(rig.server.happenings("pong", rig.upstream_id())) >= 28
         assert rig.server.happenings("reaped") == []
@@ -180,7 +181,7 @@ async def test_a_pong_never_waits_for_a_connection_behind_calls() -> None:
     with trio.fail_after(20):
         async with HeartbeatServer.open(**options) as server, serve(server.app) as url:
             server.add_tool("hold", wait)
-            config = make_config(settings_at(url))
+            config = make_config(with_settings(url=f"{url}/mcp", max_connections=2))
             async with open_router(config, serve=False) as router, trio.open_nursery() as nursery:
                 await router.supervisor.wait_tried(5)
 
@@ -201,9 +202,3 @@ async def test_a_pong_never_waits_for_a_connection_behind_calls() -> None:
                 hold.set()
             assert server.happenings("reaped") == []
             assert len(server.requests("tools/call")) == 64
-
-
-def settings_at(url: str):  # type: ignore[no-untyped-def]
-    import attrs
-
-    return attrs.evolve(SETTINGS, url=f"{url}/mcp", max_connections=2)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,7 +15,7 @@ from kars_router.model import CallOutcome
 from kars_router.testing import Call, Fault, FaultPlan, Received, Reply, Stage, text_of
 
 
-async def keep(rig: Rig, into: list[CallOutcome], tool: str, **arguments: object) -> None:
+async def keep(rig: Rig, into: list[CallOutcome], tool: str, **arguments: Any) -> None:
     into.append(await rig.call(tool, **arguments))
 
 
@@ -281,9 +282,7 @@ async def test_a_stream_that_stays_open_after_its_answer_holds_nothing_up(
 
 
 async def test_a_server_that_is_away_is_no_loss(autojump_clock: MockClock) -> None:
-    plan = FaultPlan(
-        {2: Fault.connect()}, matching=lambda r: b'"tools/call"' in r.content
-    )
+    plan = FaultPlan({2: Fault.connect()}, matching=lambda r: b'"tools/call"' in r.content)
     async with open_rig(faults=plan) as rig:
         await rig.call("increment")
         outcome = await rig.call("increment")

@@ -12,7 +12,7 @@ from http_kit import URL, Peer, fetch, ok, upstream
 from trio.testing import MockClock
 
 from kars_router._version import __version__
-from kars_router.transports.client import body_chunks, new_client
+from kars_router.transports.client import new_client
 
 
 async def test_clients_have_their_own_cookies_on_shared_connections(
@@ -108,42 +108,24 @@ async def test_a_stand_in_is_not_closed_either() -> None:
     assert (await fetch(transport, httpx.Request("GET", URL))).status_code == 204
 
 
-async def test_a_body_may_be_left_early(autojump_clock: MockClock) -> None:
+async def test_a_body_left_early_can_be_cleared_away(autojump_clock: MockClock) -> None:
+    """Reading on after closing ends httpx's nested generators, which nobody else can reach."""
     async with upstream(http_kit.endless) as (server, transport), new_client(transport) as client:
         response = await client.send(client.build_request("GET", URL), stream=True)
-        async with body_chunks(response) as chunks:
-            assert await anext(chunks) == b"hello"
-        assert response.is_closed
+        chunks = response.aiter_bytes()
+        assert await anext(chunks) == b"hello"
+        await response.aclose()
         assert server.open_streams == 0
+        with pytest.raises(httpx.ReadError, match="closed before its end"):
+            await anext(chunks)
         del chunks
-        gc.collect()  # would bring up a generator that was left behind
-
-
-async def test_a_body_straight_from_the_transport_may_be_left_too(
-    autojump_clock: MockClock,
-) -> None:
-    async with upstream(http_kit.endless) as (server, transport):
-        response = await transport.handle_async_request(httpx.Request("GET", URL))
-        async with body_chunks(response) as chunks:
-            assert await anext(chunks) == b"hello"
-        assert server.open_streams == 0
+        gc.collect()  # would bring up a generator that was left behind, as a warning
 
 
 async def test_a_body_may_be_cancelled(autojump_clock: MockClock) -> None:
     async with upstream(http_kit.endless) as (server, transport), new_client(transport) as client:
-        response = await client.send(client.build_request("GET", URL), stream=True)
         with trio.move_on_after(5):
-            async with body_chunks(response) as chunks:
-                assert await anext(chunks) == b"hello"
-                await anext(chunks)
+            async with client.stream("GET", URL) as response:
+                await response.aread()
         assert response.is_closed
         assert server.open_streams == 0
-
-
-async def test_a_body_may_be_read_to_its_end(autojump_clock: MockClock) -> None:
-    async with upstream() as (server, transport), new_client(transport) as client:
-        response = await client.send(client.build_request("GET", URL), stream=True)
-        async with body_chunks(response) as chunks:
-            assert [chunk async for chunk in chunks] == [b"1"]
-        assert server.open_streams == 1
-        assert transport.stats().idle == 1

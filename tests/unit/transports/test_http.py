@@ -133,6 +133,30 @@ async def test_an_origin_has_a_known_scheme_and_a_host(url: str, autojump_clock:
         TrioTransport(url)
 
 
+@pytest.mark.parametrize(
+    ("origin", "host", "port", "tls"),
+    [
+        ("http://Upstream.test/mcp", "upstream.test", 80, False),
+        ("https://upstream.test", "upstream.test", 443, True),
+        ("http://[::1]:81/", "::1", 81, False),
+        ("https://b\u00fccher.test:8443", "xn--bcher-kva.test", 8443, True),
+    ],
+)
+async def test_where_a_connection_goes(
+    origin: str, host: str, port: int, tls: bool, autojump_clock: MockClock
+) -> None:
+    asked: list[tuple[str, int, bool]] = []
+
+    async def opener(host: str, port: int, context: ssl.SSLContext | None) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        asked.append((host, port, context is not None))
+        raise OSError("far enough")
+
+    with pytest.raises(httpx.ConnectError, match="far enough"):
+        await fetch(TrioTransport(origin, opener=opener), build(url=origin))
+    assert asked == [(host, port, tls)]
+
+
 async def test_there_is_room_for_a_connection(autojump_clock: MockClock) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         TrioTransport(URL, max_connections=0)
@@ -165,20 +189,6 @@ async def test_sending_has_its_own_limit(autojump_clock: MockClock) -> None:
             await fetch(transport, build(write=3, exchange=exchange))
         assert exchange == Exchange(accepted=7)
         assert_clean(transport)
-
-
-async def test_a_kept_connection_that_takes_nothing_is_a_timeout_and_not_tried_again(
-    autojump_clock: MockClock,
-) -> None:
-    exchange = Exchange()
-    async with upstream() as (server, transport):
-        await keep_one(transport)
-        server.streams[0].accept = 0
-        server.streams[0].hang = True
-        with pytest.raises(httpx.WriteTimeout):
-            await fetch(transport, build(write=3, exchange=exchange))
-        assert exchange == Exchange(reused=True)
-        assert len(server.streams) == 1
 
 
 async def test_each_read_has_its_own_limit(autojump_clock: MockClock) -> None:

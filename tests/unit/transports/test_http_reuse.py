@@ -216,6 +216,20 @@ async def test_something_accepted_is_not_sent_again(
         assert_clean(transport)
 
 
+async def test_a_kept_connection_that_takes_nothing_is_a_timeout_and_not_tried_again(
+    autojump_clock: MockClock,
+) -> None:
+    exchange = Exchange()
+    async with upstream() as (server, transport):
+        await keep_one(transport)
+        server.streams[0].accept = 0
+        server.streams[0].hang = True
+        with pytest.raises(httpx.WriteTimeout):
+            await fetch(transport, build(write=3, exchange=exchange))
+        assert exchange == Exchange(reused=True)
+        assert len(server.streams) == 1
+
+
 async def test_a_stream_that_does_not_count_is_never_trusted_to_have_sent_nothing(
     autojump_clock: MockClock,
 ) -> None:

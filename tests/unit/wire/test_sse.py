@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,7 +49,7 @@ def test_any_split_of_the_bytes_gives_the_same_events(
     data = raw(lines, start)
     whole, split = Decoder(), Decoder()
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
-    pieces = [data[a:b] for a, b in zip(places, places[1:], strict=False)]
+    pieces = [data[a:b] for a, b in pairwise(places)]
     one_by_one = [data[n : n + 1] for n in range(len(data))]
     expected = whole.feed(data)
     assert [event for piece in pieces for event in split.feed(piece)] == expected

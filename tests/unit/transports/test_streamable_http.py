@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+import trio
+from attrs import define, field
+from trio.testing import MockClock
+
+from kars_router.errors import CallFailed, UserError
+from kars_router.model import Phase, Sent
+from kars_router.testing import AsgiBridge, Fault, FaultPlan, HeartbeatServer, Received, Reply
+from kars_router.transports.base import Delivery, Position
+from kars_router.transports.client import new_client
+from kars_router.transports.streamable_http import StreamableHttp
+from kars_router.wire import jsonrpc
+from kars_router.wire.jsonrpc import Message
+
+URL = "http://upstream.test/mcp"
+CALL = jsonrpc.request(b"7", "tools/call", b'{"name":"t"}')
+ANSWER: Mapping[str, Any] = {"jsonrpc": "2.0", "id": 7, "result": {}}
+STREAM = {"content-type": "text/event-stream"}
+
+
+@define
+class Wire:
+    """A connection to a server that does only what its script says."""
+
+    connection: StreamableHttp
+    server: HeartbeatServer
+    bridge: AsgiBridge
+    taken: list[Message] = field(factory=list)
+    delivery: Delivery = field(factory=Delivery)
+
+    async def send(self, payload: bytes = CALL, method: str = "tools/call") -> None:
+        await self.connection.send(payload, method=method, delivery=self.delivery)
+
+    async def refused(self) -> CallFailed:
+        with pytest.raises(CallFailed) as caught:
+            await self.send()
+        assert self.bridge.open_responses == 0
+        assert caught.value.failure.sent is self.delivery.sent or self.delivery.sent is Sent.YES
+        return caught.value
+
+    @property
+    def seen(self) -> list[Received]:
+        return self.server.log
+
+
+@asynccontextmanager
+async def open_wire(
+    script: Callable[[Received], Reply] | Reply,
+    *,
+    faults: FaultPlan | None = None,
+    url: str = URL,
+    **options: Any,
+) -> AsyncIterator[Wire]:
+    taken: list[Message] = []
+    async with trio.open_nursery() as nursery, HeartbeatServer.open() as server:
+        server.script = script if callable(script) else lambda _: script
+        bridge = AsgiBridge(server.app, nursery, faults=faults)
+        async with new_client(bridge) as client:
+            connection = StreamableHttp(client, url, server="s", deliver=taken.append, **options)
+            yield Wire(connection, server, bridge, taken)
+        assert bridge.open_responses == 0
+        nursery.cancel_scope.cancel()
+
+
+def answers(wire: Wire) -> list[bytes | None]:
+    return [message.result for message in wire.taken]
+
+
+@pytest.mark.parametrize("reply", [Reply.json(ANSWER), Reply.events(ANSWER), Reply.json([ANSWER])])
+async def test_an_answer_in_either_type_is_delivered(reply: Reply) -> None:
+    async with open_wire(reply) as wire:
+        await wire.send()
+        assert answers(wire) == [b"{}"]
+        assert wire.delivery.sent is Sent.YES
+
+
+async def test_the_headers_of_a_post() -> None:
+    async with open_wire(Reply.json(ANSWER), headers={"x-extra": "1"}) as wire:
+        wire.connection.session_id, wire.connection.revision = "sid", "2025-06-18"
+        await wire.send()
+        headers = wire.seen[0].headers
+        assert headers["accept"] == "application/json, text/event-stream"
+        assert headers["content-type"] == "application/json"
+        assert headers["mcp-session-id"] == "sid"
+        assert headers["mcp-protocol-version"] == "2025-06-18"
+        assert headers["host"] == "upstream.test"
+        assert headers["x-extra"] == "1"
+        assert headers["accept-encoding"] == "identity"
+        assert not {"authorization", "cookie", "origin"} & set(headers)
+        assert wire.seen[0].body == CALL
+
+
+async def test_cookies_of_the_server_are_kept_in_the_session_alone() -> None:
+    reply = Reply.json(ANSWER, headers={"set-cookie": "node=1; Path=/"})
+    async with open_wire(reply) as wire:
+        await wire.send()
+        await wire.send()
+        other = StreamableHttp(new_client(wire.bridge), URL, server="s", deliver=wire.taken.append)
+        await other.send(CALL, method="tools/call", delivery=Delivery())
+        assert [r.headers.get("cookie") for r in wire.seen] == [None, "node=1", None]
+
+
+@pytest.mark.parametrize("status", [307, 308])
+@pytest.mark.parametrize(
+    "location", ["/other", "http://upstream.test/other", "//upstream.test:80/other"]
+)
+async def test_a_redirect_within_the_origin_is_followed(status: int, location: str) -> None:
+    def script(received: Received) -> Reply:
+        if received.path == "/mcp":
+            return Reply.text(status, headers={"location": location})
+        return Reply.json(ANSWER)
+
+    async with open_wire(script) as wire:
+        await wire.send()
+        assert answers(wire) == [b"{}"]
+        assert [(r.http_method, r.path, r.body) for r in wire.seen] == [
+            ("POST", "/mcp", CALL),
+            ("POST", "/other", CALL),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("status", "location"),
+    [
+        (301, "/other"),
+        (302, "/other"),
+        (303, "/other"),
+        *(
+            (307, location)
+            for location in (
+                "http://elsewhere.test/mcp",
+                "https://upstream.test/mcp",
+                "http://upstream.test:81/mcp",
+                "http://user@upstream.test/mcp",
+                "http://upstream.test.evil/mcp",
+                "//elsewhere.test/mcp",
+                "http://upstream.test:99999/mcp",
+                "http://upstream.test:0/mcp",
+                "file:///etc/passwd",
+            )
+        ),
+    ],
+)
+async def test_any_other_redirect_is_refused(status: int, location: str) -> None:
+    reply = Reply.text(status, headers={"location": location})
+    async with open_wire(reply) as wire:
+        failure = (await wire.refused()).failure
+        assert (failure.code, failure.status) == ("redirect", status)
+        assert len(wire.seen) == 1
+
+
+@pytest.mark.parametrize("location", ["http://[::1/mcp", "\x7f"])
+async def test_a_redirect_to_nowhere_is_a_failure(location: str) -> None:
+    async with open_wire(Reply.text(307, headers={"location": location})) as wire:
+        assert (await wire.refused()).failure.sent is Sent.YES
+        assert len(wire.seen) == 1
+
+
+@pytest.mark.parametrize("headers", [{"location": "/mcp"}, {}])
+async def test_a_redirect_in_a_circle_ends(headers: dict[str, str]) -> None:
+    async with open_wire(Reply.text(308, headers=headers)) as wire:
+        assert (await wire.refused()).failure.code == "redirect"
+        assert len(wire.seen) == 4
+
+
+class Keys:
+    """Credentials that are right only after so many refreshes."""
+
+    def __init__(self) -> None:
+        self.refreshed: list[bool] = []
+
+    async def headers(self, *, refresh: bool) -> Mapping[str, str]:
+        await trio.lowlevel.checkpoint()
+        self.refreshed.append(refresh)
+        return {"authorization": f"Bearer {sum(self.refreshed)}"}
+
+
+def guarded(needed: str, status: int = 401) -> Callable[[Received], Reply]:
+    def script(received: Received) -> Reply:
+        right = received.headers.get("authorization") == f"Bearer {needed}"
+        return Reply.json(ANSWER) if right else Reply.text(status, "no")
+
+    return script
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_credentials_are_refreshed_once_when_they_are_refused(status: int) -> None:
+    keys = Keys()
+    async with open_wire(guarded("1", status), credentials=keys) as wire:
+        await wire.send()
+        await wire.send()
+        assert keys.refreshed == [False, True]
+        assert len(wire.seen) == 3
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_credentials_that_stay_refused_are_reported(status: int) -> None:
+    keys = Keys()
+    async with open_wire(guarded("9", status), credentials=keys) as wire:
+        assert (await wire.refused()).failure.status == status
+        assert keys.refreshed == [False, True]
+        assert len(wire.seen) == 2
+        with pytest.raises(CallFailed) as caught:
+            await wire.connection.listen(Position(), lambda: None)
+        assert (caught.value.failure.status, caught.value.failure.phase) == (status, Phase.LISTEN)
+
+
+async def test_credentials_that_cannot_be_had_fail_the_call_unsent() -> None:
+    class NoKeys:
+        async def headers(self, *, refresh: bool) -> Mapping[str, str]:
+            await trio.lowlevel.checkpoint()
+            raise UserError("servers.s: the variable X holds no usable bearer token")
+
+    async with open_wire(Reply.json(ANSWER), credentials=NoKeys()) as wire:
+        failure = (await wire.refused()).failure
+        assert (failure.code, failure.sent) == ("credentials", Sent.NO)
+        assert wire.seen == []
+
+
+async def test_a_refusal_carries_the_start_of_its_body() -> None:
+    async with open_wire(Reply.text(400, "x" * 100_000)) as wire:
+        wire.connection.session_id = "sid"
+        failure = (await wire.refused()).failure
+        assert (failure.status, failure.body) == (400, "x" * 512)
+        assert failure.had_session
+        assert failure.sent is Sent.YES
+    async with open_wire(
+        Reply.json({"jsonrpc": "2.0", "id": None, "error": {"code": -32001, "message": "m"}}, 404)
+    ) as wire:
+        assert (await wire.refused()).failure.rpc_code == -32001
+
+
+async def test_a_refusal_whose_body_never_ends_is_not_waited_for(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_wire(Reply.text(404, "Session", ending="hang")) as wire:
+        start = trio.current_time()
+        assert (await wire.refused()).failure.body == "Session"
+        assert trio.current_time() - start <= 1
+
+
+async def test_a_json_answer_beyond_the_limit_is_a_failure() -> None:
+    async with open_wire(Reply.json({**ANSWER, "x": "y" * 5000}), body_limit=1000) as wire:
+        assert (await wire.refused()).failure.code == "too_large"
+        assert wire.taken == []
+
+
+async def test_an_event_beyond_the_limit_is_a_failure() -> None:
+    async with open_wire(Reply.events({**ANSWER, "x": "y" * 5000}), event_limit=1000) as wire:
+        failure = (await wire.refused()).failure
+        assert (failure.code, failure.phase) == ("broken_stream", Phase.STREAM)
+
+
+async def test_a_bad_event_is_skipped_and_the_next_one_taken() -> None:
+    body = b'data: {\n\nevent: other\ndata: {"x":1}\n\ndata:\n\n' + Reply.events(ANSWER).body
+    async with open_wire(Reply(headers=STREAM, body=body)) as wire:
+        await wire.send()
+        assert answers(wire) == [b"{}"]
+
+
+@pytest.mark.parametrize("status", [202, 204, 200])
+async def test_no_body_is_no_answer_and_no_failure(status: int) -> None:
+    async with open_wire(Reply.text(status)) as wire:
+        await wire.send()
+        assert wire.taken == []
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [Reply.text(200, "<html>"), Reply(headers={"content-type": "application/json"}, body=b"{")],
+)
+async def test_an_answer_that_cannot_be_read(reply: Reply) -> None:
+    async with open_wire(reply) as wire:
+        failure = (await wire.refused()).failure
+        assert (failure.code, failure.sent) == ("protocol", Sent.YES)
+
+
+@pytest.mark.parametrize(
+    ("fault", "phase", "sent", "code"),
+    [
+        (Fault.connect(), Phase.CONNECT, Sent.NO, "connect"),
+        (Fault.connect(httpx.ConnectTimeout), Phase.CONNECT, Sent.NO, "connect"),
+        (Fault.connect(httpx.PoolTimeout), Phase.CONNECT, Sent.NO, "busy"),
+        (Fault.send(0), Phase.CONNECT, Sent.NO, "transport"),
+        (Fault.send(20), Phase.SEND, Sent.PARTLY, "transport"),
+        (Fault.drop(), Phase.AWAIT, Sent.YES, "transport"),
+        (Fault.drop(error=httpx.RemoteProtocolError), Phase.AWAIT, Sent.YES, "transport"),
+        (Fault.cut(1), Phase.STREAM, Sent.YES, "broken_stream"),
+    ],
+)
+async def test_how_far_a_broken_exchange_had_got(
+    fault: Fault, phase: Phase, sent: Sent, code: str
+) -> None:
+    async with open_wire(Reply.json(ANSWER), faults=FaultPlan.nth(1, fault)) as wire:
+        failure = (await wire.refused()).failure
+        assert (failure.phase, failure.sent, failure.code) == (phase, sent, code)
+
+
+async def test_cancellation_ends_the_exchange_wherever_it_is(autojump_clock: MockClock) -> None:
+    for reply in (Reply.hang(), Reply.events(ending="hang"), Reply.json(ANSWER, ending="hang")):
+        async with open_wire(reply) as wire:
+            with trio.move_on_after(1):
+                await wire.send()
+            assert wire.delivery.sent is Sent.YES
+            assert wire.bridge.open_responses == 0
+
+
+async def test_only_the_initialize_answer_sets_the_session() -> None:
+    reply = Reply.json(ANSWER, headers={"mcp-session-id": "sid"})
+    async with open_wire(reply) as wire:
+        await wire.send()
+        assert wire.connection.session_id is None
+        await wire.send(CALL, "initialize")
+        assert wire.connection.session_id == "sid"
+
+
+async def test_a_session_is_deleted_by_its_id_and_only_if_it_has_one() -> None:
+    async with open_wire(Reply.text(405)) as wire:
+        await wire.connection.close()
+        assert wire.seen == []
+        wire.connection.session_id = "sid"
+        await wire.connection.close()
+        assert [(r.http_method, r.session) for r in wire.seen] == [("DELETE", "sid")]
+
+
+async def test_a_stream_keeps_its_position_up_to_date() -> None:
+    body = b"id: 1\nretry: 2500\ndata:\n\nid: 2\n" + Reply.events(ANSWER).body.split(b"\n", 1)[1]
+    opened: list[bool] = []
+    position = Position()
+    async with open_wire(Reply(headers=STREAM, body=body)) as wire:
+        await wire.connection.listen(position, lambda: opened.append(True))
+        assert (position.last_event_id, position.retry, opened) == ("2", 2.5, [True])
+        await wire.connection.listen(position, lambda: opened.append(True))
+        assert [r.headers.get("last-event-id") for r in wire.seen] == [None, "2"]
+        assert answers(wire) == [b"{}", b"{}"]
+
+
+async def test_a_get_that_is_no_stream_is_a_failure() -> None:
+    async with open_wire(Reply.json({})) as wire:
+        with pytest.raises(CallFailed) as caught:
+            await wire.connection.listen(Position(), lambda: pytest.fail("opened"))
+        assert caught.value.failure.code == "protocol"
