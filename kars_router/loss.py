@@ -47,7 +47,9 @@ def classify(failure: Failure) -> LossVerdict | None:
     if failure.status == _NOT_FOUND:
         return LossVerdict(True, "the server does not know the session any more (404)")
     if failure.status == _BAD_REQUEST and _SESSION_GONE.search(failure.body):
-        return LossVerdict(True, "the server says that the session is gone (400)")
+        reason = "the server says that the session is gone (400)"
+        # Servers quote what they refuse, so these may be the words of an argument.
+        return LossVerdict(True, reason, tentative=True)
     return LossVerdict(False, f"status {failure.status} says nothing about the session")
 
 

@@ -89,11 +89,14 @@ class LossVerdict:
         lost: True or False; a classifier without an opinion returns None instead of a verdict.
         reason: one clause, shown in the log and (if lost) to the agent.
         source: name of the plugin that said so; filled in by the host.
+        tentative: whether a loss rests on words that may be an agent's own, quoted by the server;
+            the session is then pinged, and lost only if the ping is refused in the same way.
     """
 
     lost: bool
     reason: str
     source: str = ""
+    tentative: bool = False
 
 
 @frozen

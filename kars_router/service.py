@@ -41,6 +41,7 @@ from kars_router.transports.streamable_http import StreamableHttp
 TransportFactory = Callable[[str, Server], httpx.AsyncBaseTransport]
 _MARGIN_SECONDS = 3.0
 _LAST_ANSWERS_SECONDS = 1.0
+_EXIT_SECONDS = 0.5  # of the grace, kept for what comes after the last connection was cut off
 
 
 def default_transport(_name: str, server: Server) -> httpx.AsyncBaseTransport:
@@ -120,7 +121,7 @@ class Router:
         first = not self.draining.is_set()
         self.draining.set()
         if first:
-            log().info("draining", calls=self.legacy.calls_in_flight)
+            log().info("draining", calls=self.legacy.calls.in_flight)
         # A margin of the grace is kept for the deletions and the last answers.
         with trio.move_on_after(max(self.config.shutdown_grace - _MARGIN_SECONDS, 0.0)):
             async with trio.open_nursery() as nursery:
@@ -159,7 +160,7 @@ class Router:
         self.config = config
         self.app.guard = _guard(config)
         self.app.body_limit = config.limits.request_bytes
-        self.legacy.call_limit = config.limits.concurrent_calls
+        self.legacy.calls.limit = config.limits.concurrent_calls
         self.agents.limit = config.limits.agent_sessions
         self.agents.idle = config.sessions.idle
         self.agents.lifetime = config.sessions.lifetime
@@ -251,7 +252,7 @@ async def open_router(
                             app,
                             bound,
                             router.draining.wait,
-                            grace=config.shutdown_grace,
+                            grace=max(config.shutdown_grace - _EXIT_SECONDS, 0.0),
                         )
                     )
                     for app, bound in places

@@ -13,7 +13,7 @@ import trio
 
 from kars_router.front.agents import AgentRegistry
 from kars_router.front.exchange import JSON, Exchange, Header, Receive, Scope, Send, accept_lifespan
-from kars_router.front.guard import Guard
+from kars_router.front.guard import Guard, is_address
 from kars_router.session.supervisor import Supervisor
 from kars_router.telemetry import METRICS_TYPE, Metrics
 from kars_router.wire import jsonrpc
@@ -62,11 +62,15 @@ class AdminApp:
         if scope["type"] != "http":
             return  # hypercorn then refuses the web socket
         exchange = Exchange(scope, receive, send)
-        # Probes of the kubelet come with the pod's address as Host, so only pages are refused.
-        status = self._guard.refuses("localhost", exchange.header("origin"))
+        # Addresses pass as Host: scrapes use them, and no page can make one its own. Health says
+        # nothing worth protecting, and probes may come with any name.
+        host = exchange.header("host")
+        if is_address(host) or exchange.path in ("/healthz", "/readyz"):
+            host = "localhost"
+        status = self._guard.refuses(host, exchange.header("origin"))
         route = self._routes.get(exchange.path)
         if status is not None:
-            await exchange.respond(status, b"this Origin is not allowed\n", (_TEXT,))
+            await exchange.respond(status, b"this Origin or Host is not allowed\n", (_TEXT,))
         elif route is None:
             await exchange.respond(404, b"not found\n", (_TEXT,))
         elif exchange.method not in ("GET", "HEAD"):

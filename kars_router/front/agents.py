@@ -20,6 +20,7 @@ from kars_router.telemetry import Metrics, log
 _QUEUE_LIMIT: Final = 256
 _CLIENT_NAME: Final = 64
 _SWEEP_SECONDS: Final = 15.0
+_ABANDONED_SECONDS: Final = 60.0
 
 
 class TooManySessionsError(Exception):
@@ -37,6 +38,7 @@ class AgentSession:
         streams: its open GET streams, oldest first.
         backlog: messages that wait for a stream.
         ended: whether its id is dead.
+        called: whether it has called a tool, so that there is state to lose.
     """
 
     ticket: Ticket
@@ -45,6 +47,7 @@ class AgentSession:
     streams: deque[AgentStream] = field(factory=deque)
     backlog: list[bytes] = field(factory=list)
     ended: bool = False
+    called: bool = False
 
     @property
     def agent(self) -> str:
@@ -145,8 +148,7 @@ class AgentRegistry:
         Raises:
             TooManySessionsError: the limit is reached.
         """
-        if len(self._live) >= self.limit:
-            raise TooManySessionsError
+        self._make_room()
         ticket = Ticket(
             secrets.token_hex(8), revision, endpoint, self._clock(), client[:_CLIENT_NAME]
         )
@@ -180,8 +182,7 @@ class AgentRegistry:
         if session is None:
             if self._has_ended(ticket.agent):
                 return None
-            if len(self._live) >= self.limit:
-                raise TooManySessionsError
+            self._make_room()
             session = self._add(ticket)
             log().info("agent_session_rebuilt", agent=ticket.agent, client=ticket.client)
         session.touched = trio.current_time()
@@ -222,6 +223,19 @@ class AgentRegistry:
                     self.end(session, "its lifetime is over")
                 elif now - session.touched > self.idle:
                     self.end(session, f"idle for {self.idle:g} s")
+
+    def _make_room(self) -> None:
+        if len(self._live) < self.limit:
+            return
+        # An agent that crashes after each start leaves sessions behind that hold nothing.
+        idle = trio.current_time() - _ABANDONED_SECONDS
+        for session in sorted(self._live.values(), key=lambda s: s.touched):
+            if session.touched > idle:
+                break
+            if not (session.called or session.in_flight or session.streams):
+                self.end(session, "idle without a call, and its place was needed")
+                return
+        raise TooManySessionsError
 
     def _add(self, ticket: Ticket) -> AgentSession:
         session = AgentSession(ticket, trio.current_time())

@@ -14,6 +14,7 @@ from kars_router.errors import AgentError
 from kars_router.front.exchange import (
     JSON,
     BodyTooLargeError,
+    BodyTooSlowError,
     DisconnectedError,
     Exchange,
     Header,
@@ -70,6 +71,9 @@ class AgentApp:
             text = f"the body exceeds {self.body_limit} bytes"
             value = jsonrpc.error_object(jsonrpc.INVALID_REQUEST, text)
             await _refuse(exchange, 413, jsonrpc.error(b"", value), ((b"connection", b"close"),))
+        except BodyTooSlowError:
+            value = jsonrpc.error_object(jsonrpc.INVALID_REQUEST, "the body did not come in time")
+            await _refuse(exchange, 408, jsonrpc.error(b"", value), ((b"connection", b"close"),))
         except DisconnectedError:
             return
 
@@ -81,6 +85,9 @@ class AgentApp:
         endpoint = self._endpoint(exchange.path)
         if exchange.method == "POST":
             _check_post(exchange)
+            if exchange.header(eras.SESSION_HEADER):
+                # Strangers' bodies take no room.
+                self._legacy.session_of(exchange, endpoint)
             await self._legacy.post(exchange, endpoint, await exchange.body(self.body_limit))
         elif exchange.method == "GET":
             await self._get(exchange, endpoint)

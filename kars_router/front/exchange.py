@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final
 
+import trio
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 JSON: Final = (b"content-type", b"application/json")
+_BODY_SECONDS: Final = 30.0
 STREAM_HEADERS: Final = (
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-cache, no-transform"),
@@ -25,6 +28,10 @@ STREAM_HEADERS: Final = (
 
 class BodyTooLargeError(Exception):
     """The request's body exceeds the limit."""
+
+
+class BodyTooSlowError(Exception):
+    """The request's body does not come."""
 
 
 class DisconnectedError(Exception):
@@ -39,6 +46,7 @@ class Exchange:
         path: the decoded path.
         headers: by lower-case name; repeated ones joined (RFC 9110, section 5.3).
         started: whether the response has begun.
+        gone: whether the peer is known to have left.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,6 +58,7 @@ class Exchange:
             self.headers[name] = value if before is None else b"%b, %b" % (before, value)
         self.query: bytes = scope.get("query_string", b"")
         self.started = False
+        self.gone = False
         self._receive = receive
         self._send = send
 
@@ -65,8 +74,16 @@ class Exchange:
 
         Raises:
             BodyTooLargeError: there are more.
+            BodyTooSlowError: it is not complete within thirty seconds.
             DisconnectedError: the peer left.
         """
+        try:
+            with trio.fail_after(_BODY_SECONDS):
+                return await self._body(limit)
+        except trio.TooSlowError as error:
+            raise BodyTooSlowError from error
+
+    async def _body(self, limit: int) -> bytes:
         length = self.headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > limit:
             raise BodyTooLargeError
@@ -108,6 +125,11 @@ class Exchange:
     async def finish(self) -> None:
         """Ends a streamed response."""
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def note_disconnect(self) -> None:
+        """Keeps `gone` right from now on; only after the body was read."""
+        await self.wait_disconnect()
+        self.gone = True
 
     async def wait_disconnect(self) -> None:
         """Waits until the peer leaves; only after the body was read."""

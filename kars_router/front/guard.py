@@ -50,6 +50,18 @@ class Guard:
         return origin in (f"http://{host}", f"https://{host}") and _is_loopback(_without_port(host))
 
 
+def is_address(host: str) -> bool:
+    """Whether a Host header is an IP address: no name, so nothing that a page could rebind.
+
+    Args:
+        host: the header's value; "" counts as one, since browsers always send it.
+    """
+    try:
+        return not host or bool(ipaddress.ip_address(_without_port(host).strip("[]")))
+    except ValueError:
+        return False
+
+
 def _without_port(host: str) -> str:
     if host.startswith("["):
         return host.partition("]")[0] + "]"

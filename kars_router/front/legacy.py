@@ -9,19 +9,17 @@ Source: MCP 2025-03-26, 2025-06-18, 2025-11-25 "Lifecycle", "Transports", "Tools
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
-import msgspec
 import trio
 
 from kars_router.errors import AgentError
-from kars_router.front import results
 from kars_router.front.agents import AgentRegistry, AgentSession, TooManySessionsError
+from kars_router.front.calls import Calls, Undo, members
 from kars_router.front.exchange import JSON, Exchange, Header
 from kars_router.front.streams import answer, serve_get
 from kars_router.front.tools import ToolView
-from kars_router.model import CallOutcome, Fate, ToolCall
-from kars_router.session.server import ServerRuntime
 from kars_router.session.supervisor import Supervisor
 from kars_router.telemetry import Metrics
 from kars_router.wire import eras, jsonrpc
@@ -32,7 +30,6 @@ LIST_CHANGED: Final = jsonrpc.notification("notifications/tools/list_changed")
 # servers that are just being reached.
 _FIRST_LIST_SECONDS: Final = 5.0
 _MAX_BATCH: Final = 64
-_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class LegacyServer:
@@ -55,16 +52,12 @@ class LegacyServer:
         call_limit: int,
         version: str,
     ) -> None:
-        self.calls_in_flight = 0
-        self._unsent = 0
-        self.call_limit = call_limit
         self._supervisor = supervisor
         self._agents = agents
         self._metrics = metrics
         self._version = version
         self._tools = ToolView(supervisor)
-        self._accepting = True
-        self._idle = trio.Event()
+        self.calls = Calls(supervisor, self._tools, limit=call_limit)
         supervisor.subscribe(self._tools_changed)
 
     async def post(self, exchange: Exchange, endpoint: str, body: bytes) -> None:
@@ -98,14 +91,14 @@ class LegacyServer:
             await exchange.respond(202)
             return
         if message.method != "tools/call":
-            await exchange.respond(200, await self._handle(session, message), (JSON,))
+            await exchange.respond(200, await self._handle(session, message, []), (JSON,))
             return
-        await self._answer(exchange, lambda: self._handle(session, message))
+        await self._answer(exchange, partial(self._handle, session, message))
 
     async def get(self, exchange: Exchange, endpoint: str) -> None:
         """Answers a GET: an event stream that lives as long as agent, session and router do."""
         session = self.session_of(exchange, endpoint)
-        if not self._accepting:
+        if not self.calls.accepting:
             raise AgentError(jsonrpc.REFUSED, "the router is shutting down", status=503)
         await serve_get(exchange, session, self._metrics)
 
@@ -146,27 +139,21 @@ class LegacyServer:
         return session
 
     async def drain(self) -> None:
-        """Refuses new calls and waits for the ones in flight."""
-        self._accepting = False
+        """Refuses new calls, ends GET streams, and waits for calls in flight."""
         self._agents.close_streams()
-        while self.calls_in_flight:
-            self._idle = trio.Event()
-            await self._idle.wait()
+        await self.calls.drain()
 
     async def _initialize(self, exchange: Exchange, endpoint: str, message: Message) -> None:
-        params = _params(message)
-        asked = params.get("protocolVersion")
-        if not isinstance(asked, str):
+        params = members(message)
+        asked = _text(params.get("protocolVersion"))
+        if asked is None:
             raise AgentError(jsonrpc.INVALID_PARAMS, "initialize needs a protocolVersion")
-        info = params.get("clientInfo")
-        name = info.get("name") if isinstance(info, dict) else None
+        name = _client_name(params.get("clientInfo"))
         revision = eras.negotiate(asked)
-        if not self._accepting:
+        if not self.calls.accepting:
             raise AgentError(jsonrpc.REFUSED, "the router is shutting down", status=503)
         try:
-            session_id, _ = self._agents.create(
-                revision, endpoint, name if isinstance(name, str) else ""
-            )
+            session_id, _ = self._agents.create(revision, endpoint, name)
         except TooManySessionsError as error:
             raise self._too_many() from error
         result: dict[str, Any] = {
@@ -206,7 +193,7 @@ class LegacyServer:
             )
         answers: list[bytes | None] = [None] * len(parts)
 
-        async def one(index: int, part: bytes) -> None:
+        async def one(index: int, part: bytes, undone: list[Undo]) -> None:
             try:
                 message = jsonrpc.parse(part)
             except jsonrpc.MalformedError as error:
@@ -214,12 +201,12 @@ class LegacyServer:
                 answers[index] = jsonrpc.error(error.id, value)
                 return
             if message.kind is Kind.REQUEST:
-                answers[index] = await self._handle(session, message)
+                answers[index] = await self._handle(session, message, undone)
 
-        async def work() -> bytes:
+        async def work(undone: list[Undo]) -> bytes:
             async with trio.open_nursery() as nursery:
                 for index, part in enumerate(parts):
-                    nursery.start_soon(one, index, part)
+                    nursery.start_soon(one, index, part, undone)
             return b"[%b]" % b",".join(a for a in answers if a is not None)
 
         if any(_is_request(part) for part in parts):
@@ -227,19 +214,25 @@ class LegacyServer:
         else:
             await exchange.respond(202)
 
-    async def _answer(self, exchange: Exchange, work: Callable[[], Awaitable[bytes]]) -> None:
+    async def _answer(
+        self, exchange: Exchange, work: Callable[[list[Undo]], Awaitable[bytes]]
+    ) -> None:
+        undone: list[Undo] = []
         # An answer that its agent does not read takes as much room as one that is being made.
-        self._unsent += 1
+        self.calls.unsent += 1
         try:
-            await answer(exchange, work)
+            if await answer(exchange, lambda: work(undone)):
+                undone.clear()
         finally:
-            self._unsent -= 1
+            self.calls.unsent -= 1
+            for undo in undone:
+                undo()
 
-    async def _handle(self, session: AgentSession, message: Message) -> bytes:
+    async def _handle(self, session: AgentSession, message: Message, undone: list[Undo]) -> bytes:
         session.in_flight += 1
         try:
             if message.method == "tools/call":
-                return await self._call(session, message)
+                return await self.calls.make(session, message, undone)
             if message.method == "tools/list":
                 return jsonrpc.result(message.id, await self._list(session, message))
             if message.method == "ping":
@@ -254,70 +247,13 @@ class LegacyServer:
             session.touched = trio.current_time()
 
     async def _list(self, session: AgentSession, message: Message) -> bytes:
-        cursor = _params(message).get("cursor")
-        if cursor is not None and not isinstance(cursor, str):
+        raw = members(message).get("cursor", b"null")
+        cursor = _text(raw)
+        if raw != b"null" and cursor is None:
             raise AgentError(jsonrpc.INVALID_PARAMS, "a cursor is a string")
-        await self._supervisor.wait_tried(_FIRST_LIST_SECONDS)
-        return self._tools.page(session.ticket.endpoint, cursor)
-
-    async def _call(self, session: AgentSession, message: Message) -> bytes:
-        params = _members(message)
-        if not params.get("name", b"").startswith(b'"'):
-            raise AgentError(jsonrpc.INVALID_PARAMS, "tools/call needs the name of a tool")
-        if not params.get("arguments", b"{").startswith(b"{"):
-            raise AgentError(jsonrpc.INVALID_PARAMS, "arguments must be an object")
-        name: str = jsonrpc.decode(params["name"])
-        await self._supervisor.wait_tried(_FIRST_LIST_SECONDS)
-        found = self._tools.find(session.ticket.endpoint, name)
-        if isinstance(found, ServerRuntime):
-            await found.try_now(found.settings.timeouts.connect)
-            found = self._tools.find(session.ticket.endpoint, name)
-        if isinstance(found, ServerRuntime):
-            return results.response(message.id, found.name, _unreached(found))
-        if session.ended:
-            return results.response(
-                message.id,
-                found.server,
-                _refused(
-                    "session_ended", "The agent's session has ended, so the call was not made."
-                ),
-            )
-        if not self._accepting:
-            return results.response(
-                message.id,
-                found.server,
-                _refused("shutting_down", "The router is shutting down, so the call was not made."),
-            )
-        if max(self.calls_in_flight + 1, self._unsent) > self.call_limit:
-            return results.response(
-                message.id,
-                found.server,
-                _refused(
-                    "too_many_calls",
-                    f"The router has {self.call_limit} calls in flight, which is its limit, so "
-                    "this one was not made. Try again when others have ended.",
-                ),
-            )
-        # Written anew even if the name stays: of a name that is given twice, the server might
-        # take the one that was not checked.
-        members = {member: msgspec.Raw(value) for member, value in params.items()}
-        raw = jsonrpc.encode({**members, "name": found.name})
-        self.calls_in_flight += 1
-        try:
-            outcome = await self._supervisor.call(
-                ToolCall(
-                    agent=session.agent,
-                    server=found.server,
-                    tool=found.name,
-                    params=raw,
-                    client=session.ticket.client,
-                )
-            )
-        finally:
-            self.calls_in_flight -= 1
-            if not self.calls_in_flight:
-                self._idle.set()
-        return results.response(message.id, found.server, outcome)
+        endpoint = session.ticket.endpoint
+        await self._supervisor.wait_tried(_FIRST_LIST_SECONDS, endpoint)
+        return self._tools.page(endpoint, cursor)
 
     def _tools_changed(self, server: str) -> None:
         self._agents.broadcast(LIST_CHANGED, lambda s: s.ticket.endpoint in ("", server))
@@ -330,25 +266,20 @@ class LegacyServer:
         )
 
 
-def _params(message: Message) -> dict[str, Any]:
-    if not message.params:
-        return {}
-    try:
-        value = jsonrpc.decode(message.params)
-    except jsonrpc.MalformedError as error:  # a number out of range, say
-        raise AgentError(jsonrpc.INVALID_PARAMS, "params hold a value without meaning") from error
-    if not isinstance(value, dict):
-        raise AgentError(jsonrpc.INVALID_PARAMS, "params must be an object")
-    return value
+def _text(value: bytes | None) -> str | None:
+    """A member's value if it is a string."""
+    if value is None or not value.startswith(b'"'):
+        return None
+    text: str = jsonrpc.decode(value)
+    return text
 
 
-def _members(message: Message) -> dict[str, bytes]:
-    """The members of params, each as the agent wrote it; of a repeated one the last."""
+def _client_name(info: bytes | None) -> str:
     try:
-        found = _object.decode(message.params or b"{}")
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise AgentError(jsonrpc.INVALID_PARAMS, "params must be an object") from error
-    return {name: bytes(value) for name, value in found.items()}
+        name = jsonrpc.members(info or b"{}").get("name")
+    except jsonrpc.MalformedError:
+        return ""
+    return _text(None if name is None else bytes(name)) or ""
 
 
 def _is_request(part: bytes) -> bool:
@@ -356,15 +287,3 @@ def _is_request(part: bytes) -> bool:
         return jsonrpc.parse(part).kind is Kind.REQUEST
     except jsonrpc.MalformedError:
         return True
-
-
-def _refused(code: str, text: str) -> CallOutcome:
-    return CallOutcome(fate=Fate.NOT_EXECUTED, code=code, message=text, retryable=True)
-
-
-def _unreached(runtime: ServerRuntime) -> CallOutcome:
-    return _refused(
-        "upstream_unavailable",
-        f"The server {runtime.name} cannot be reached at the moment, so the call was not made. It "
-        "may be tried again later.",
-    )

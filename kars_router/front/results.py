@@ -39,6 +39,11 @@ def response(ident: bytes, server: str, outcome: CallOutcome) -> bytes:
     return jsonrpc.result(ident, with_notice(server, outcome.result, outcome.reset))
 
 
+def carries_notice(response: bytes) -> bool:
+    """Whether a response that `response` made for an outcome with a reset tells of it."""
+    return SESSION_META.encode() in response
+
+
 def failed(server: str, outcome: CallOutcome) -> bytes:
     """The tool result for a call that the router could not complete."""
     meta = {

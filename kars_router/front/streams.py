@@ -30,8 +30,8 @@ async def serve_get(exchange: Exchange, session: AgentSession, metrics: Metrics)
     """
     stream = AgentStream()
     session.streams.append(stream)
-    if len(session.streams) > _MAX_STREAMS:
-        session.streams[0].close()
+    for old in list(session.streams)[:-_MAX_STREAMS]:
+        old.close()
     backlog, session.backlog[:] = list(session.backlog), []
     for message in backlog:
         stream.put(message, metrics)
@@ -59,7 +59,7 @@ async def serve_get(exchange: Exchange, session: AgentSession, metrics: Metrics)
 
 async def answer(
     exchange: Exchange, work: Callable[[], Awaitable[bytes]], headers: tuple[Header, ...] = ()
-) -> None:
+) -> bool:
     """Answers a POST with what `work` returns.
 
     Plain JSON if that takes less than fifteen seconds; else an event stream with comments until
@@ -69,6 +69,9 @@ async def answer(
         exchange: the request, its body read.
         work: makes the JSON-RPC response.
         headers: further response headers.
+
+    Returns:
+        whether the agent was still there when the answer was sent.
     """
     result: list[bytes] = []
     done = trio.Event()
@@ -78,6 +81,7 @@ async def answer(
         done.set()
 
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(exchange.note_disconnect)
         nursery.start_soon(run)
         while not done.is_set():
             with trio.move_on_after(KEEPALIVE_SECONDS):
@@ -86,11 +90,15 @@ async def answer(
             if not exchange.started:
                 await exchange.start(200, (*STREAM_HEADERS, *headers))
             await exchange.write(sse.KEEPALIVE)
-    if exchange.started:
-        await exchange.write(sse.encode(result[0]))
-        await exchange.finish()
-    else:
-        await exchange.respond(200, result[0], (JSON, *headers))
+        # Asked before the end is sent: servers also report a finished exchange as a disconnect.
+        there = not exchange.gone
+        if exchange.started:
+            await exchange.write(sse.encode(result[0]))
+            await exchange.finish()
+        else:
+            await exchange.respond(200, result[0], (JSON, *headers))
+        nursery.cancel_scope.cancel()
+    return there
 
 
 async def _watch(exchange: Exchange, scope: trio.CancelScope) -> None:

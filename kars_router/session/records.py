@@ -1,9 +1,11 @@
 """What must be known of agent sessions after a restart of the router.
 
-An append-only file of JSON lines, rewritten at each start: which upstream sessions an agent
-session has used (so that it can be told that they are gone), and which agent sessions have ended
-(so that their ids stay dead). Holds no ids of upstream sessions and no secrets. Without a
-directory everything is kept in memory only.
+A file of JSON lines, appended to, and rewritten at each start and when it has grown fourfold: which
+upstream sessions an agent session has used (so that it can be told that they are gone), and which
+agent sessions have ended (so that their ids stay dead). Of ended ones the last 100,000 are kept,
+lest a flood of short sessions fill memory and disk; the id of an older one could be used again
+until its lifetime is over. Holds no ids of upstream sessions and no secrets. Without a directory
+everything is kept in memory only.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ import msgspec
 from kars_router.telemetry import log
 
 FILE: Final = "sessions.jsonl"
+_MOST_ENDED: Final = 100_000
+_SMALL: Final = 1 << 20  # bytes; what is smaller is not worth rewriting
+_GROWTH: Final = 4
 
 
 class Records:
@@ -40,8 +45,10 @@ class Records:
         self._used: dict[tuple[str, str], tuple[int, float]] = {}
         self._ended: dict[str, float] = {}
         self._file: int | None = None
+        self._size = 0
+        self._most = 0
         if directory is not None:
-            path = directory / FILE
+            self._path = path = directory / FILE
             try:
                 directory.mkdir(parents=True, exist_ok=True, mode=0o700)
                 self._load(path)
@@ -94,7 +101,7 @@ class Records:
         horizon = now - self._lifetime
         while self._ended:
             agent, at = next(iter(self._ended.items()))
-            if at > horizon:
+            if at > horizon and len(self._ended) <= _MOST_ENDED:
                 return
             del self._ended[agent]
 
@@ -111,36 +118,59 @@ class Records:
                     del self._used[key]
             elif isinstance(server, str) and type(generation) is int:
                 self._used[agent, server] = (generation, at)
+        self._forget(self._clock())
 
     def _rewrite(self, path: Path) -> None:
         fresh = path.with_suffix(f".{os.getpid()}.new")
         handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        rows: list[dict[str, Any]] = [
+            {"agent": agent, "ended": True, "at": at} for agent, at in self._ended.items()
+        ]
+        rows += [
+            {"agent": agent, "server": server, "generation": generation, "at": at}
+            for (agent, server), (generation, at) in self._used.items()
+        ]
         try:
-            for agent, at in self._ended.items():
-                _write(handle, {"agent": agent, "ended": True, "at": at})
-            for (agent, server), (generation, at) in self._used.items():
-                row = {"agent": agent, "server": server, "generation": generation, "at": at}
-                _write(handle, row)
+            size = _write(handle, rows)
             fresh.replace(path)
         except OSError:
             os.close(handle)
             with contextlib.suppress(OSError):
                 fresh.unlink()
             raise
+        if self._file is not None:
+            os.close(self._file)
         self._file = handle
+        self._size, self._most = size, max(_SMALL, _GROWTH * size)
 
     def _append(self, row: dict[str, Any]) -> None:
         if self._file is None:
             return
         try:
-            _write(self._file, row)
+            self._size += _write(self._file, [row])
         except OSError as error:
             log().warning("records_write_failed", error=str(error))
+            return
+        if self._size > self._most:
+            self._compact()
+
+    def _compact(self) -> None:
+        # Rewriting costs milliseconds for each megabyte, and each time as much again has to be
+        # appended first: rare enough not to go to a thread, where it would need a lock.
+        try:
+            self._rewrite(self._path)
+        except OSError as error:
+            self._most = _GROWTH * self._size
+            log().warning("records_not_compacted", path=str(self._path), error=str(error))
 
 
-def _write(handle: int, row: dict[str, Any]) -> None:
-    # A line of some hundred bytes, appended in one call: short enough not to go to a thread.
-    os.write(handle, msgspec.json.encode(row) + b"\n")
+def _write(handle: int, rows: list[dict[str, Any]]) -> int:
+    # One row has some hundred bytes, appended in one call: short enough not to go to a thread.
+    data = memoryview(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    size = len(data)
+    while data:
+        data = data[os.write(handle, data) :]
+    return size
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

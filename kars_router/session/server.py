@@ -17,9 +17,9 @@ import trio
 from attrs import frozen
 
 from kars_router.config.schema import Server, SessionScope
-from kars_router.errors import UpstreamError
+from kars_router.errors import CallFailed, UpstreamError
 from kars_router.hookspecs import Credentials
-from kars_router.model import Failure, ServerInfo
+from kars_router.model import Failure, Phase, Sent, ServerInfo
 from kars_router.plugins import Plugins
 from kars_router.session import catalogue
 from kars_router.session.backoff import Backoff
@@ -35,7 +35,12 @@ from kars_router.wire.jsonrpc import Message
 _DEBOUNCE_SECONDS: Final = 0.2
 _RETRY_CAP: Final = 10.0
 _RESTARTED: Final = "the router was restarted"
-
+_RECONFIGURED: Final = "the server's configuration changed"
+# A session that was lost sooner was not worth opening: the next one is not hurried.
+_SHORT_LIVED: Final = 5.0
+# The GET stream opens within moments, and what is read after that cannot miss a change.
+_OPENING_SECONDS: Final = 0.2
+_LISTING_PAGES: Final = 4
 _CLOSE_SECONDS: Final = 2.0
 
 
@@ -71,6 +76,15 @@ class Surroundings:
 class ServerRuntime:
     """A server while the router runs.
 
+    Args:
+        name: its configured name.
+        settings: its configuration.
+        connector: the way to it; closed when the server is stopped.
+        around: what all servers share.
+        reconfigured: whether it is there because the configuration changed while the router ran.
+        replaces: the same server under its old configuration; its tools are shown until the new
+            ones are known.
+
     Attributes:
         settings: its configuration.
         catalogue: the tools it was last seen to offer; kept while it is down.
@@ -85,21 +99,26 @@ class ServerRuntime:
         settings: Server,
         connector: Connector,
         around: Surroundings,
+        *,
+        reconfigured: bool = False,
+        replaces: ServerRuntime | None = None,
     ) -> None:
         self.name = name
         self.settings = settings
         self.info = _info(name, settings)
-        self.catalogue = Catalogue()
         self.state = "starting"
         self.error = ""
         self.tried = trio.Event()
         self.slots: dict[str, Slot] = {}
-        self.instructions = ""
-        self._definitions: list[catalogue.Definition] = []
+        self.instructions: str = replaces.instructions if replaces else ""
+        self._definitions: list[catalogue.Definition] = replaces._definitions if replaces else []
+        self._fresh_reason = _RECONFIGURED if reconfigured else _RESTARTED
         self._connector = connector
         self._around = around
         self._credentials = around.plugins.credentials(self.info)
+        self.catalogue = self._build()
         self._relist = trio.Event()
+        self._unheard = False
         self._poked = trio.Event()
         self._attempted = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -118,11 +137,15 @@ class ServerRuntime:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
                     task_status.started()
-                    keeper = self._new_slot("")
-                    nursery.start_soon(self._expire)
-                    await self._keep(keeper)
+                    try:
+                        keeper = self._new_slot("", nursery)
+                        nursery.start_soon(self._expire)
+                        nursery.start_soon(self._lose_patience)
+                        await self._keep(keeper)
+                    finally:
+                        # Before the nursery can close: whoever uses it then gets an error.
+                        self._nursery = None
         finally:
-            self._nursery = None
             with trio.move_on_after(_CLOSE_SECONDS, shield=True):
                 await self._connector.aclose()
             self.tried.set()
@@ -146,8 +169,12 @@ class ServerRuntime:
         key = "" if self.shared else agent
         slot = self.slots.get(key)
         if slot is None and self._nursery is not None:
-            slot = self._new_slot(key)
+            slot = self._new_slot(key, self._nursery)
         return slot
+
+    def existing_slot(self, agent: str) -> Slot | None:
+        """The slot whose sessions serve an agent, if there is one already."""
+        return self.slots.get("" if self.shared else agent)
 
     def end_agent(self, agent: str, reason: str) -> None:
         """Ends an agent's own sessions, in the background; shared ones live on."""
@@ -161,7 +188,7 @@ class ServerRuntime:
         self.info = _info(self.name, settings)
         self._rebuild()
 
-    def _new_slot(self, key: str) -> Slot:
+    def _new_slot(self, key: str, nursery: trio.Nursery) -> Slot:
         records = self._around.records
         before = (
             records.latest(self.name)
@@ -176,14 +203,12 @@ class ServerRuntime:
             opened=self._around.plugins.session_opened,
             closed=self._around.plugins.session_closed,
             generation=before,
-            lost_reason=_RESTARTED if before else "",
+            lost_reason=self._fresh_reason if before else "",
         )
         self.slots[key] = slot
         # The one place where a nursery is used across modules: a slot's task belongs to the
         # server, whoever asked for it.
-        nursery = self._nursery
-        if nursery is not None:
-            nursery.start_soon(slot.run)
+        nursery.start_soon(slot.run)
         return slot
 
     def _open(self, agent: str) -> AbstractAsyncContextManager[UpstreamSession]:
@@ -205,10 +230,17 @@ class ServerRuntime:
 
     async def _keep(self, keeper: Slot) -> None:
         backoff = Backoff(0.25, _RETRY_CAP, random.random)
+        last: UpstreamSession | None = None
+        since = 0.0
         while True:
             try:
                 session = await keeper.acquire()
+                if session is not last:
+                    last, since = session, trio.current_time()
+                    with trio.move_on_after(_OPENING_SECONDS):
+                        await session.listener.settled.wait()
                 self._relist = trio.Event()
+                self._unheard = session.listener.opened == 0
                 await self._read(session)
             except UpstreamError as error:
                 self._down(error.failure)
@@ -217,20 +249,29 @@ class ServerRuntime:
                     await self._poked.wait()
                 continue
             self._settle()
-            backoff.reset()
             await _either(session.ended, self._relist)
+            if trio.current_time() - since >= _SHORT_LIVED:
+                backoff.reset()
+            elif session.ended.is_set():
+                await trio.sleep(backoff.next())
             # Servers announce a change several times within milliseconds.
             await trio.sleep(_DEBOUNCE_SECONDS)
 
     async def _read(self, session: UpstreamSession) -> None:
+        page_limit = self.settings.timeouts.connect * 2
+
         async def fetch(params: bytes) -> bytes:
-            limit = self.settings.timeouts.connect * 2
-            return await session.request("tools/list", params, time_limit=limit)
+            return await session.request("tools/list", params, time_limit=page_limit)
 
         capabilities = session.initialized.get("capabilities")
         if isinstance(capabilities, dict) and "tools" in capabilities:
             limit = self._around.tool_limit
-            self._definitions = await catalogue.read_definitions(self.name, fetch, limit=limit)
+            try:
+                with trio.fail_after(_LISTING_PAGES * page_limit):
+                    found = await catalogue.read_definitions(self.name, fetch, limit=limit)
+            except trio.TooSlowError as error:
+                raise _slow(self.name, _LISTING_PAGES * page_limit) from error
+            self._definitions = found
         else:
             self._definitions = []
         text = session.initialized.get("instructions")
@@ -241,7 +282,7 @@ class ServerRuntime:
         self._rebuild()
 
     def _rebuild(self) -> None:
-        fresh = catalogue.build(self.info, self._definitions, self._around.plugins.admits_tool)
+        fresh = self._build()
         changed = not fresh.same_as(self.catalogue)
         self.catalogue = fresh
         if changed:
@@ -249,6 +290,18 @@ class ServerRuntime:
                 "tools_changed", server=self.name, tools=len(fresh.tools), hidden=fresh.hidden
             )
             self._around.changed(self.name)
+
+    def _build(self) -> Catalogue:
+        return catalogue.build(self.info, self._definitions, self._around.plugins.admits_tool)
+
+    async def _lose_patience(self) -> None:
+        # Other servers' tools and the router's readiness do not wait for a list without an end.
+        seconds = self.settings.timeouts.connect * 2
+        await trio.sleep(seconds)
+        if not self.tried.is_set():
+            self.error = f"{self.name}: its tools are not known after {seconds:g} s"
+            log().warning("server_slow", server=self.name, seconds=seconds)
+            self.tried.set()
 
     def _settle(self) -> None:
         self.tried.set()
@@ -276,6 +329,10 @@ class ServerRuntime:
             gauge.labels(self.name, new.value).inc()
         level = logging.DEBUG if new is ListenState.OPENING else logging.INFO
         log().log(level, "listen_state", server=self.name, agent=agent, state=new.value)
+        if new is ListenState.OPEN and not agent and self._unheard:
+            # What changed after the tools were read and before this was not announced to us.
+            self._unheard = False
+            self._relist.set()
 
     async def _expire(self) -> None:
         idle = self.settings.timeouts.idle
@@ -293,6 +350,19 @@ def _info(name: str, settings: Server) -> ServerInfo:
         allowed_tools=settings.allowed_tools,
         bearer_from_env=settings.bearer_from_env or "",
         bearer_from_file=str(settings.bearer_from_file or ""),
+    )
+
+
+def _slow(server: str, seconds: float) -> CallFailed:
+    return CallFailed(
+        Failure(
+            server=server,
+            phase=Phase.RESULT,
+            sent=Sent.YES,
+            method="tools/list",
+            code="timeout",
+            detail=f"tools/list did not come to an end within {seconds:g} s",
+        )
     )
 
 

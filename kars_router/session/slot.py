@@ -141,6 +141,10 @@ class Slot:
         """What the agent has to be told of lost state; asked once for each result."""
         return self._owed.pop(agent, None)
 
+    def return_reset(self, agent: str, reset: SessionReset) -> None:
+        """Takes back what the agent could not be told, unless there is something newer."""
+        self._owed.setdefault(agent, reset)
+
     def forget(self, agent: str) -> None:
         """Forgets what an agent that is gone was owed."""
         self._owed.pop(agent, None)

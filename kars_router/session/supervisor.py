@@ -103,20 +103,31 @@ class Supervisor:
             await trio.sleep_forever()
 
     async def apply(self, servers: Mapping[str, Server]) -> None:
-        """Takes over a new set of servers without touching the sessions of unchanged ones."""
-        for name, runtime in list(self.servers.items()):
-            wanted = servers.get(name)
-            if wanted is None or not _same_sessions(runtime.settings, wanted):
-                del self.servers[name]
-                await runtime.stop()
-                self._changed(name)
-            elif wanted != runtime.settings:
-                runtime.update(wanted)
+        """Takes over a new set of servers without touching the sessions of unchanged ones.
+
+        A changed server takes calls under its new configuration before its old sessions are
+        ended; calls in flight in those end with their fate. Returns when they are deleted.
+        """
+        stopping: list[ServerRuntime] = []
         for name, settings in servers.items():
-            if name not in self.servers:
-                await self._start(name, settings)
+            old = self.servers.get(name)
+            if old is not None and _same_sessions(old.settings, settings):
+                if old.settings != settings:
+                    old.update(settings)
+                continue
+            await self._start(name, settings, reconfigured=True, replaces=old)
+            if old is not None:
+                stopping.append(old)
+        stopping += [r for name, r in self.servers.items() if name not in servers]
         # The order is the configuration's, because lists show it.
         self.servers = {name: self.servers[name] for name in servers}
+        for old in stopping:
+            now = self.servers.get(old.name)
+            if now is None or not now.catalogue.same_as(old.catalogue):
+                self._changed(old.name)
+        async with trio.open_nursery() as nursery:
+            for old in stopping:
+                nursery.start_soon(old.stop)
 
     def subscribe(self, listener: Callable[[str], None]) -> None:
         """Registers a function that is told the name of each server whose tools changed."""
@@ -130,9 +141,25 @@ class Supervisor:
                 slot.forget(agent)
         self._records.note_end(agent)
 
-    async def wait_tried(self, seconds: float) -> None:
-        """Waits until each server's first attempt has ended, for at most so many seconds."""
-        untried = [r.tried for r in self.servers.values() if not r.tried.is_set()]
+    def return_reset(self, agent: str, server: str, reset: SessionReset) -> None:
+        """Takes back a notice that did not reach its agent; the next result will carry it."""
+        runtime = self.servers.get(server)
+        slot = runtime.existing_slot(agent) if runtime else None
+        if slot is not None and not self._records.has_ended(agent):
+            slot.return_reset(agent, reset)
+
+    async def wait_tried(self, seconds: float, only: str = "") -> None:
+        """Waits until each server's first attempt has ended, for at most so many seconds.
+
+        Args:
+            seconds: the longest wait.
+            only: the one server to wait for, or "" for all.
+        """
+        untried = [
+            runtime.tried
+            for name, runtime in self.servers.items()
+            if only in ("", name) and not runtime.tried.is_set()
+        ]
         if not untried:
             return
         with trio.move_on_after(seconds):
@@ -181,8 +208,22 @@ class Supervisor:
             if (session := slot.session) is not None
         ]
 
-    async def _start(self, name: str, settings: Server) -> None:
-        runtime = ServerRuntime(name, settings, self._make_connector(name, settings), self._around)
+    async def _start(
+        self,
+        name: str,
+        settings: Server,
+        *,
+        reconfigured: bool = False,
+        replaces: ServerRuntime | None = None,
+    ) -> None:
+        runtime = ServerRuntime(
+            name,
+            settings,
+            self._make_connector(name, settings),
+            self._around,
+            reconfigured=reconfigured,
+            replaces=replaces,
+        )
         # Not before it can take calls: one that came earlier would find the server removed.
         if self._nursery is not None:
             await self._nursery.start(runtime.run)
@@ -194,15 +235,19 @@ class Supervisor:
 
     async def _call(self, call: ToolCall) -> CallOutcome:
         runtime = self.servers.get(call.server)
-        slot = runtime.slot_for(call.agent) if runtime else None
-        if runtime is None or slot is None:
+        if runtime is None:
             return _refusal("server_removed", f"The server {call.server} is not available.")
+        slot = runtime.slot_for(call.agent)
+        if slot is None:
+            return _closing(call)
         replays = 0
         while True:
             try:
                 session = await slot.acquire()
             except HandshakeError as error:
                 log().debug("acquire_failed", failure=error.failure.summary())
+                if error.failure.code == "closing":
+                    return _closing(call)
                 return _refusal(
                     "upstream_unavailable",
                     f"The server {call.server} cannot be reached at the moment, so the call was "
@@ -302,6 +347,15 @@ def _same_sessions(old: Server, new: Server) -> bool:
 
 def _refusal(code: str, message: str, *, retryable: bool = False) -> CallOutcome:
     return CallOutcome(fate=Fate.NOT_EXECUTED, code=code, message=message, retryable=retryable)
+
+
+def _closing(call: ToolCall) -> CallOutcome:
+    return _refusal(
+        "closing",
+        f"The server {call.server} is being shut down or reconfigured, so the call was not made. "
+        "It may be tried again later.",
+        retryable=True,
+    )
 
 
 def _failed(call: ToolCall, pending: Pending, failure: Failure, fate: Fate) -> CallOutcome:

@@ -85,6 +85,7 @@ class UpstreamSession:
         self._pending: dict[bytes, Pending] = {}
         self._scopes: dict[bytes, trio.CancelScope] = {}
         self._answers = 0
+        self._checked: trio.Event | None = None
         self._idle = trio.Event()
         self._connection: Connection
         self.listener: Listener
@@ -234,6 +235,7 @@ class UpstreamSession:
         scope.deadline = trio.current_time() + time_limit
         failure: Failure | None = None
         returned = False
+        lost = True  # what is cut off while it is being judged ends with its session
         try:
             with scope:
                 # A server that finds no stream for its first ping may never ask again.
@@ -241,18 +243,51 @@ class UpstreamSession:
                     with trio.move_on_after(self._options.connect_timeout):
                         await self.listener.settled.wait()
                     self.listener.settled.set()  # later calls need not wait for it again
-                await self._connection.send(
-                    pending.payload, method=pending.method, delivery=pending.delivery
-                )
+                try:
+                    await self._connection.send(
+                        pending.payload, method=pending.method, delivery=pending.delivery
+                    )
+                except CallFailed as error:
+                    failure = error.failure
                 returned = True
-        except CallFailed as error:
-            failure = error.failure
+            if failure is not None and not pending.done:
+                lost = await self._judge(failure, pending.method)
         finally:
             # Runs when the session's nursery is cancelled, too: nothing is left without an end.
-            self._finish(pending, failure, timed_out=scope.cancelled_caught, returned=returned)
+            timed_out = scope.cancelled_caught
+            self._finish(pending, failure, lost=lost, timed_out=timed_out, returned=returned)
+
+    async def _judge(self, failure: Failure, method: str) -> bool:
+        """Loses the session if a failure means that; whether it is lost."""
+        verdict = self._classify(failure)
+        if verdict.lost and verdict.tentative and method != "ping":
+            await self._check()
+            return not self.alive
+        if verdict.lost:
+            self.lose(verdict, failure)
+        return verdict.lost
+
+    async def _check(self) -> None:
+        # A ping holds nothing of an agent's, so a server that refuses it speaks for itself. One
+        # ping serves all who doubt meanwhile.
+        if self._checked is not None:
+            await self._checked.wait()
+            return
+        self._checked = trio.Event()
+        try:
+            await self.probe()
+        finally:
+            self._checked.set()
+            self._checked = None
 
     def _finish(
-        self, pending: Pending, failure: Failure | None, *, timed_out: bool, returned: bool
+        self,
+        pending: Pending,
+        failure: Failure | None,
+        *,
+        lost: bool,
+        timed_out: bool,
+        returned: bool,
     ) -> None:
         del self._pending[pending.ident], self._scopes[pending.ident]
         if not self._pending:
@@ -260,10 +295,7 @@ class UpstreamSession:
         if pending.done:
             return
         if failure is not None:
-            verdict = self._classify(failure)
-            if verdict.lost:
-                self.lose(verdict, failure)
-            pending.fail(failure, lost=verdict.lost)
+            pending.fail(failure, lost=lost)
         elif timed_out:
             pending.fail(
                 self._failed(pending, "timeout", "no answer within the time limit"), lost=False
@@ -320,10 +352,8 @@ class UpstreamSession:
                 outcome = "answered"
         except CallFailed as error:
             outcome = "failed"
-            verdict = self._classify(error.failure)
             log().warning("answer_failed", server=name, failure=error.failure.summary())
-            if verdict.lost:
-                self.lose(verdict, error.failure)
+            await self._judge(error.failure, "")
         finally:
             self._answers -= 1
         if ping_at is not None:

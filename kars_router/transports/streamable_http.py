@@ -9,6 +9,7 @@ Source: MCP 2025-11-25 "Transports / Streamable HTTP".
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Final
@@ -23,6 +24,7 @@ from kars_router.model import Failure, Phase, Sent
 from kars_router.telemetry import log
 from kars_router.transports.base import Deliver, Delivery, Position
 from kars_router.transports.http import Exchange
+from kars_router.transports.redaction import SHORTEST, redact
 from kars_router.wire import eras, jsonrpc, sse
 
 _EXCERPT: Final = 512
@@ -32,6 +34,8 @@ _UNAUTHORIZED: Final = (401, 403)
 _NO_BODY: Final = (202, 204)
 _DRAIN_SECONDS: Final = 1.0
 _MOST_COOKIE_CHARACTERS: Final = 8 * 1024
+_SHORTEST_STATIC_SECRET: Final = 8
+_REMEMBERED_CREDENTIALS: Final = 4
 # MCP 2025-11-25 "Session Management"
 _SESSION_ID: Final = re.compile(r"[\x21-\x7e]+")
 
@@ -72,8 +76,12 @@ class StreamableHttp:
         self._deliver = deliver
         self._credentials = credentials
         self._extra = dict(headers or {})
-        self._authorized = False
-        self._auth: Mapping[str, str] = {}
+        # The newest last; the ones before it may still come back in the answer to an older request.
+        self._auths: deque[Mapping[str, str]] = deque(maxlen=_REMEMBERED_CREDENTIALS)
+        self._auth_generation = 0
+        self._auth_lock = trio.Lock()
+        self._auth_failures = 0
+        self._auth_failure = ""
         self._event_limit = event_limit
         self._body_limit = body_limit
         self._timeout = httpx.Timeout(None, connect=connect_timeout, write=connect_timeout)
@@ -110,6 +118,7 @@ class StreamableHttp:
                     status=response.status_code,
                     sent=Sent.YES,
                 )
+            self._check_encoding(response, Phase.LISTEN, "GET")
             on_open()
             decoder = sse.Decoder(self._event_limit)
             decoder.last_event_id, decoder.retry = position.last_event_id, position.retry
@@ -141,7 +150,9 @@ class StreamableHttp:
         url = self._url
         redirects = 0
         while True:
-            await self._authorize(name, refresh=False)
+            await self._authorize(name)
+            # Read before anything is awaited, so it is that of the headers which are sent.
+            generation = self._auth_generation
             response = await self._once(
                 verb, url, payload, name=name, delivery=delivery, control=control, extra=extra
             )
@@ -157,7 +168,7 @@ class StreamableHttp:
             if status in _UNAUTHORIZED and self._credentials is not None and not refreshed:
                 await _release(response)
                 refreshed = True
-                await self._authorize(name, refresh=True)
+                await self._authorize(name, refused=generation)
                 continue
             raise await self._refused(response, verb, name)
 
@@ -173,7 +184,11 @@ class StreamableHttp:
         extra: Mapping[str, str] | None,
     ) -> httpx.Response:
         exchange = Exchange(control=control)
-        headers = {**self._extra, **self._auth, "accept": eras.ACCEPT_BOTH}
+        headers = {
+            **self._extra,
+            **(self._auths[-1] if self._auths else {}),
+            "accept": eras.ACCEPT_BOTH,
+        }
         if payload is not None:
             headers["content-type"] = eras.JSON_TYPE
         if self.session_id is not None:
@@ -214,14 +229,26 @@ class StreamableHttp:
             log().warning("cookies_dropped", server=self._server, cookies=len(jar))
             jar.clear()
 
-    async def _authorize(self, name: str, *, refresh: bool) -> None:
-        if self._credentials is None or (self._authorized and not refresh):
+    async def _authorize(self, name: str, *, refused: int = 0) -> None:
+        """See to it that there are credentials newer than those of the generation `refused`.
+
+        Requests that are refused together wait for one refresh, and share its failure too.
+        """
+        if self._credentials is None or self._auth_generation > refused:
             return
-        try:
-            self._auth = await self._credentials.headers(refresh=refresh)
-        except UserError as error:
-            raise self._failure(Phase.CONNECT, name, str(error), code="credentials") from error
-        self._authorized = True
+        failures = self._auth_failures
+        async with self._auth_lock:
+            if self._auth_generation > refused:
+                return
+            if self._auth_failures > failures:
+                raise self._failure(Phase.CONNECT, name, self._auth_failure, code="credentials")
+            try:
+                self._auths.append(await self._credentials.headers(refresh=refused > 0))
+            except UserError as error:
+                self._auth_failures += 1
+                self._auth_failure = str(error)
+                raise self._failure(Phase.CONNECT, name, str(error), code="credentials") from error
+            self._auth_generation += 1
 
     def _same_origin(self, response: httpx.Response) -> httpx.URL | None:
         try:
@@ -240,10 +267,12 @@ class StreamableHttp:
                         body += chunk
                         if len(body) >= _EXCERPT:
                             break
-        except (httpx.TransportError, httpx.DecodingError):
+        except httpx.TransportError:
             pass  # the status alone is enough to judge by
         finally:
             await _release(response)  # noqa: ASYNC102 - shielded and bounded there
+        if _encoding(response):
+            body = b""  # nothing that a person or a rule could read
         status = response.status_code
         code, rpc_code = "http_status", None
         if body.lstrip().startswith(b"{"):
@@ -281,6 +310,7 @@ class StreamableHttp:
             self.session_id = session_id
         if response.status_code in _NO_BODY:
             return
+        self._check_encoding(response, Phase.STREAM, name)
         kind = _media_type(response)
         if kind == eras.STREAM_TYPE:
             await self._read_events(response, sse.Decoder(self._event_limit), name, Position())
@@ -327,7 +357,7 @@ class StreamableHttp:
                             sent=Sent.YES,
                         )
                     parts.append(chunk)
-        except (httpx.TransportError, httpx.DecodingError) as error:
+        except httpx.TransportError as error:
             raise self._failure(
                 Phase.STREAM,
                 name,
@@ -342,6 +372,7 @@ class StreamableHttp:
         self, response: httpx.Response, decoder: sse.Decoder, name: str, position: Position
     ) -> None:
         phase = Phase.LISTEN if name == "GET" else Phase.STREAM
+        malformed = 0
         try:
             async with _chunks(response) as chunks:
                 async for chunk in chunks:
@@ -350,8 +381,8 @@ class StreamableHttp:
                     position.last_event_id, position.retry = decoder.last_event_id, decoder.retry
                     for event in events:
                         if event.event == "message" and event.data:
-                            self._take_event(event.data)
-        except (httpx.TransportError, httpx.DecodingError, sse.EventTooLargeError) as error:
+                            malformed += not self._take_event(event.data, quiet=malformed > 0)
+        except (httpx.TransportError, sse.EventTooLargeError) as error:
             raise self._failure(
                 phase,
                 name,
@@ -360,14 +391,34 @@ class StreamableHttp:
                 status=response.status_code,
                 sent=Sent.YES,
             ) from error
+        finally:
+            if malformed > 1:
+                log().warning("malformed_messages", server=self._server, count=malformed)
 
-    def _take_event(self, data: bytes) -> None:
+    def _take_event(self, data: bytes, *, quiet: bool) -> bool:
         # One bad event says nothing about the ones after it, so the stream goes on; a call whose
-        # answer it was ends as a stream without an answer.
+        # answer it was ends as a stream without an answer. Only the first of a stream is logged,
+        # as a server may send nothing else.
         try:
             self._take(data)
         except jsonrpc.MalformedError as error:
-            log().warning("malformed_message", server=self._server, error=str(error))
+            if not quiet:
+                log().warning("malformed_message", server=self._server, error=str(error))
+            return False
+        return True
+
+    def _check_encoding(self, response: httpx.Response, phase: Phase, name: str) -> None:
+        # We ask for identity. What is compressed all the same is not unpacked: a few kilobytes
+        # can become gigabytes, and httpx unpacks before any limit is asked.
+        if encoding := _encoding(response):
+            raise self._failure(
+                phase,
+                name,
+                f"an answer in the content encoding {encoding[:40]}",
+                code="protocol",
+                status=response.status_code,
+                sent=Sent.YES,
+            )
 
     def _take(self, data: bytes) -> None:
         if jsonrpc.is_batch(data):
@@ -376,6 +427,14 @@ class StreamableHttp:
             messages = [jsonrpc.parse(data)]
         for message in messages:
             self._deliver(message)
+
+    def _secrets(self) -> set[str]:
+        found = {self.session_id or ""}
+        for auth in self._auths:
+            for value in auth.values():
+                found |= {value, value.partition(" ")[2]}  # the latter without "Bearer"
+        kept = {secret for secret in found if len(secret) >= SHORTEST}
+        return kept | {v for v in self._extra.values() if len(v) >= _SHORTEST_STATIC_SECRET}
 
     def _failure(
         self,
@@ -389,17 +448,18 @@ class StreamableHttp:
         body: str = "",
         rpc_code: int | None = None,
     ) -> CallFailed:
+        secrets = self._secrets()
         return CallFailed(
             Failure(
                 server=self._server,
                 phase=phase,
                 sent=sent,
                 status=status,
-                body=body,
+                body=redact(body, secrets),
                 rpc_code=rpc_code,
                 had_session=self.session_id is not None,
                 method=name,
-                detail=detail,
+                detail=redact(detail, secrets),
                 code=code,
             )
         )
@@ -414,6 +474,13 @@ def _sent(exchange: Exchange) -> Sent:
 def _media_type(response: httpx.Response) -> str:
     value: str = response.headers.get("content-type", "")
     return value.partition(";")[0].strip().lower()
+
+
+def _encoding(response: httpx.Response) -> str:
+    """The content encoding, or "" if there is none (RFC 9110, section 8.4)."""
+    value: str = response.headers.get("content-encoding", "")
+    plain = all(part.strip().lower() in ("", "identity") for part in value.split(","))
+    return "" if plain else value
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
@@ -440,7 +507,7 @@ async def _chunks(response: httpx.Response) -> AsyncIterator[AsyncIterator[bytes
     # Whoever walks away in the middle leaves httpx's generators suspended, one inside the other,
     # and closing the outermost one leaves the others to the garbage collector. The error that
     # comes out of a stream which has been closed ends all of them.
-    chunks = response.aiter_bytes()
+    chunks = response.aiter_raw()
     try:
         yield chunks
     finally:

@@ -56,13 +56,14 @@ def allows_batch(revision: str) -> bool:
 def accepts(header: str, media_type: str) -> bool:
     """Whether an Accept header admits a media type (RFC 9110, section 12.5.1).
 
-    Wildcards count; a range with q=0 does not.
+    The most specific range that matches decides: the type itself, then `type/*`, then `*/*`. A
+    range with q=0 excludes; of equally specific ones, one without it suffices.
     """
-    kind = media_type.partition("/")[0]
+    ranges = (media_type, f"{media_type.partition('/')[0]}/*", "*/*")
+    admitted: dict[str, bool] = {}
     for part in header.split(","):
         name, *params = (piece.strip().lower() for piece in part.split(";"))
-        if name in (media_type, f"{kind}/*", "*/*"):
-            weights = [p.removeprefix("q=") for p in params if p.startswith("q=")]
-            if not weights or weights[0].strip("0.") != "":
-                return True
-    return False
+        weights = [p.removeprefix("q=") for p in params if p.startswith("q=")]
+        counts = not weights or weights[0].strip("0.") != ""
+        admitted[name] = admitted.get(name, False) or counts
+    return next((admitted[name] for name in ranges if name in admitted), False)

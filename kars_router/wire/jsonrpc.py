@@ -2,6 +2,7 @@
 
 Owns the envelope only. `id`, `params`, `result` and `error` stay the bytes that the peer wrote,
 so a hop changes neither the type of an id nor the spelling of a number nor an unknown field.
+The one exception are escapes of lone surrogates, which nobody could read; see `mend`.
 Must not know which side of the router a message came from.
 
 Source: JSON-RPC 2.0 specification; MCP 2025-11-25 "Base Protocol / Messages".
@@ -10,7 +11,8 @@ Source: JSON-RPC 2.0 specification; MCP 2025-11-25 "Base Protocol / Messages".
 from __future__ import annotations
 
 import enum
-from typing import Any, Final
+import re
+from typing import Any, Final, TypeVar
 
 import msgspec
 from attrs import frozen
@@ -85,6 +87,47 @@ _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _encode = msgspec.json.Encoder().encode
 
 _BOM = b"\xef\xbb\xbf"
+# One half of a UTF-16 pair, written as an escape, without the other half beside it.
+# Both halves begin alike, for the search is much faster with a literal start.
+_LONE_HALF = re.compile(
+    rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD])[c-fC-F][0-9a-fA-F]{2})"
+)
+# Some 0.1 s of work. A text that was cut has one; a peer that sends millions means no text.
+_MOST_MENDED: Final = 250_000
+
+_T = TypeVar("_T")
+
+
+def mend(data: bytes) -> bytes:
+    """Replaces lone surrogate escapes in JSON by that of U+FFFD, and changes nothing else.
+
+    Only the first 250,000 are replaced, so that a hostile message cannot hold up everyone.
+
+    RFC 8259, section 8.2, leaves open what becomes of them. JavaScript writes them for a text
+    that was cut in the middle of a character, and the decoder here refuses them.
+
+    Returns:
+        JSON of the same length; the same bytes if there is none, or if the data are no JSON.
+    """
+    if b"\0" in data:  # no JSON
+        return data
+    # In JSON a run of backslashes is read in pairs from its left, which is what `replace` does.
+    # With the pairs out of the way, each backslash that is left begins an escape.
+    marked = data.replace(b"\\\\", b"\0\0")
+    return _LONE_HALF.sub(rb"\\ufffd", marked, _MOST_MENDED).replace(b"\0\0", b"\\\\")
+
+
+def _decode(decoder: msgspec.json.Decoder[_T], data: bytes) -> _T:
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        mended = mend(data)
+        if mended == data:
+            raise
+    return decoder.decode(mended)
 
 
 def decode(data: bytes) -> Any:
@@ -94,7 +137,7 @@ def decode(data: bytes) -> Any:
         MalformedError: not JSON, not UTF-8, or nested too deeply.
     """
     try:
-        return _any.decode(data)
+        return _decode(_any, data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedError(PARSE_ERROR, f"not JSON: {error}") from error
 
@@ -109,7 +152,7 @@ def members(data: bytes) -> dict[str, msgspec.Raw]:
         MalformedError: not a JSON object.
     """
     try:
-        return _members.decode(data)
+        return _decode(_members, data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedError(INVALID_REQUEST, f"not a JSON object: {error}") from error
 
@@ -121,7 +164,7 @@ def elements(data: bytes) -> list[msgspec.Raw]:
         MalformedError: not a JSON array.
     """
     try:
-        return _array.decode(data)
+        return _decode(_array, data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedError(INVALID_REQUEST, f"not a JSON array: {error}") from error
 
@@ -144,7 +187,7 @@ def split_batch(data: bytes) -> list[bytes]:
     """
     _check_utf8(data)
     try:
-        parts = _array.decode(data)
+        parts = _decode(_array, data)
     except (msgspec.DecodeError, RecursionError) as error:
         raise MalformedError(PARSE_ERROR, f"not JSON: {error}") from error
     if not parts:
@@ -156,14 +199,15 @@ def parse(data: bytes) -> Message:
     """Reads one message's envelope.
 
     Args:
-        data: one JSON object, UTF-8; a byte order mark is not accepted.
+        data: one JSON object, UTF-8; a byte order mark is not accepted. Of `result` and `error`
+            one may be null beside the other, as JSON-RPC 1.0 had it; it counts as absent.
 
     Raises:
         MalformedError: with PARSE_ERROR if it is no JSON, else INVALID_REQUEST.
     """
     _check_utf8(data)
     try:
-        raw = _envelope.decode(data)
+        raw = _decode(_envelope, data)
     except msgspec.ValidationError as error:
         raise MalformedError(INVALID_REQUEST, f"no JSON-RPC message: {error}") from error
     except (msgspec.DecodeError, RecursionError) as error:
@@ -188,6 +232,8 @@ def parse(data: bytes) -> Message:
             raise MalformedError(INVALID_REQUEST, "params must be an object", ident)
         kind = Kind.REQUEST if ident else Kind.NOTIFICATION
         return Message(kind, ident, raw.method, params)
+    if result is not None and error_ is not None and (result == b"null") != (error_ == b"null"):
+        result, error_ = (None, error_) if result == b"null" else (result, None)
     if (result is None) == (error_ is None):
         raise MalformedError(
             INVALID_REQUEST, "a message needs a method, or either a result or an error", ident

@@ -12,6 +12,8 @@ from typing import Final
 
 from attrs import frozen
 
+# The id comes back in a request header, and servers refuse headers of more than some KiB.
+_LONGEST_ID: Final = 1024
 KEEPALIVE: Final = b": keep-alive\n\n"
 _BOM: Final = b"\xef\xbb\xbf"
 
@@ -42,7 +44,8 @@ class Decoder:
         limit: most bytes that one event (or one line) may take.
 
     Attributes:
-        last_event_id: the last event id that the stream has set, for `Last-Event-ID`.
+        last_event_id: the last event id that the stream has set, for `Last-Event-ID`; one of
+            more than 1 KiB is ignored.
         retry: the reconnection time that the stream asked for, in seconds, or None.
     """
 
@@ -114,7 +117,7 @@ class Decoder:
         elif name == b"event":
             self._event = value.decode("utf-8", "replace")
         elif name == b"id":
-            if b"\0" not in value:
+            if b"\0" not in value and len(value) <= _LONGEST_ID:
                 self.last_event_id = value.decode("utf-8", "replace")
         elif name == b"retry" and value.isdigit() and len(value) <= 9:
             self.retry = int(value) / 1000

@@ -309,7 +309,7 @@ async def test_an_address_that_is_taken_is_one_sentence(monkeypatch: pytest.Monk
     def refuse(*_: object) -> None:
         raise UserError("cannot listen")
 
-    monkeypatch.setattr("kars_router.service._bind", refuse)
+    monkeypatch.setattr("kars_router.front.listen.bind", refuse)
     story = Story(Timing(), lambda *_: None)
     with pytest.raises(UserError, match="cannot listen"):
         await play(story)

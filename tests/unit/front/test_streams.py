@@ -173,7 +173,7 @@ async def test_a_call_goes_on_when_the_agent_leaves(bench: Bench) -> None:
     await trio.sleep(60)
     assert b'code="ok",fate="executed",server="box"} 1.0' in bench.router.metrics.render()
     assert bench.server.requests("notifications/cancelled") == []
-    assert bench.router.legacy.calls_in_flight == 0
+    assert bench.router.legacy.calls.in_flight == 0
 
 
 async def test_an_agent_that_leaves_its_stream_leaves_nothing_behind(bench: Bench) -> None:

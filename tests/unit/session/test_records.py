@@ -166,3 +166,73 @@ def test_a_generation_is_a_number(tmp_path: Path) -> None:
     records = reopened(tmp_path)
     assert records.used("a", "s") is None
     records.close()
+
+
+def test_the_file_is_written_anew_when_most_of_it_is_dead(tmp_path: Path) -> None:
+    records = reopened(tmp_path)
+    records.note_use("kept", "s", 5)
+    largest = 0
+    for generation in range(60_000):
+        records.note_use("a", "s", generation)
+        if generation % 1000 == 0:
+            largest = max(largest, (tmp_path / FILE).stat().st_size)
+    assert 900_000 < largest <= (1 << 20) + 200
+    records.note_end("late")
+    records.close()
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    again = reopened(tmp_path)
+    assert (again.used("kept", "s"), again.used("a", "s")) == (5, 59_999)
+    assert again.has_ended("late")
+    again.close()
+
+
+def test_what_lives_may_take_its_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rewritten = 0
+    rewrite = Records._rewrite
+
+    def counted(self: Records, path: Path) -> None:
+        nonlocal rewritten
+        rewritten += 1
+        rewrite(self, path)
+
+    monkeypatch.setattr(Records, "_rewrite", counted)
+    records = reopened(tmp_path)
+    for number in range(60_000):
+        records.note_use(f"agent-{number}", "s", 1)
+    assert rewritten <= 3  # at the start, at 1 MiB, at 4 MiB
+    records.close()
+
+
+def test_a_file_that_cannot_be_written_anew_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = reopened(tmp_path)
+    tries = 0
+
+    def refuse(*_: object) -> None:
+        nonlocal tries
+        tries += 1
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    for generation in range(30_000):
+        records.note_use("a", "s", generation)
+    assert tries == 1
+    records.close()
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    monkeypatch.undo()
+    again = reopened(tmp_path)
+    assert again.used("a", "s") == 29_999
+    again.close()
+
+
+def test_of_ended_sessions_only_so_many_are_kept(tmp_path: Path) -> None:
+    records = reopened(tmp_path)
+    for number in range(100_010):
+        records.note_end(f"{number}")
+    kept = [records.has_ended(f"{number}") for number in (0, 9, 10, 100_009)]
+    assert kept == [False, False, True, True]
+    records.close()
+    again = reopened(tmp_path)
+    assert [again.has_ended(f"{number}") for number in (0, 9, 10, 100_009)] == kept
+    again.close()

@@ -42,6 +42,8 @@ async def test_a_call_that_a_lost_session_refused_is_made_again(
     async with open_rig() as rig:
         await rig.call("increment")
         rig.server.reply_next(reply, method="tools/call")
+        if reply.status == 400:  # its words alone are not enough
+            rig.server.reply_next(reply, method="ping")
         with capture_logs() as logs:
             outcome = await rig.call("increment")
         assert outcome.fate == "executed"

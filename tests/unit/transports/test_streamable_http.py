@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from kars_router.errors import CallFailed, UserError
@@ -347,3 +349,176 @@ async def test_a_get_that_is_no_stream_is_a_failure() -> None:
         with pytest.raises(CallFailed) as caught:
             await wire.connection.listen(Position(), lambda: pytest.fail("opened"))
         assert caught.value.failure.code == "protocol"
+
+
+PACKED = {"content-encoding": "gzip"}
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "gzip, gzip", "identity, br", "unknown"])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_compressed_answer_is_refused_unread(encoding: str, stream: bool) -> None:
+    reply = Reply.events(ANSWER) if stream else Reply.json(ANSWER)
+    reply = evolve(reply, headers={**reply.headers, "content-encoding": encoding})
+    async with open_wire(reply) as wire:
+        failure = (await wire.refused()).failure
+        assert (failure.code, failure.phase, failure.sent) == ("protocol", Phase.STREAM, Sent.YES)
+        assert failure.body == ""
+        with pytest.raises(CallFailed) as caught:
+            await wire.connection.listen(Position(), lambda: pytest.fail("opened"))
+        assert (caught.value.failure.code, caught.value.failure.phase) == ("protocol", Phase.LISTEN)
+        assert wire.taken == []
+
+
+@pytest.mark.parametrize("encoding", ["identity", "Identity , identity", ""])
+async def test_an_answer_that_says_it_is_not_compressed_is_taken(encoding: str) -> None:
+    async with open_wire(Reply.json(ANSWER, headers={"content-encoding": encoding})) as wire:
+        await wire.send()
+        assert answers(wire) == [b"{}"]
+
+
+@pytest.mark.parametrize("body", [gzip.compress(b"Session not found"), b"nothing to unpack"])
+async def test_a_compressed_refusal_is_judged_by_its_status_and_never_unpacked(
+    body: bytes,
+) -> None:
+    async with open_wire(Reply(status=404, headers=PACKED, body=body)) as wire:
+        failure = (await wire.refused()).failure
+        assert (failure.code, failure.status, failure.body) == ("http_status", 404, "")
+
+
+async def test_a_compressed_acknowledgement_of_nothing_is_one() -> None:
+    async with open_wire(Reply.text(202, headers=PACKED)) as wire:
+        await wire.send()
+        assert wire.taken == []
+
+
+class Token:
+    """Credentials with a token that changes when it is refreshed."""
+
+    def __init__(self) -> None:
+        self.token = "first/Token-12345"
+
+    async def headers(self, *, refresh: bool) -> Mapping[str, str]:
+        await trio.lowlevel.checkpoint()
+        if refresh:
+            self.token = "second/Token-6789"
+        return {"authorization": f"Bearer {self.token}", "x-api-key": "another-secret"}
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        ("bad token Bearer second/Token-6789!", "bad token ***!"),
+        ("second/Token-6789 and first/Token-12345", "*** and ***"),
+        ('{"t":"second\\/Token-6789"}', '{"t":"***"}'),
+        ("SECOND/TOKEN-6789", "***"),
+        ("key another-secret", "key ***"),
+        ("tenant static-secret", "tenant ***"),
+        ("no session session-1234", "no session ***"),
+        ("x" * 500 + "second/Token-6789", "x" * 500 + "***"),
+        ("cut short: second/Tok", "cut short: ***"),
+        ("plain words", "plain words"),
+    ],
+)
+async def test_a_refusal_that_repeats_a_secret_does_not_show_it(body: str, shown: str) -> None:
+    async with open_wire(
+        Reply.text(401, body), credentials=Token(), headers={"x-tenant": "static-secret"}
+    ) as wire:
+        wire.connection.session_id = "session-1234"
+        assert (await wire.refused()).failure.body == shown
+
+
+async def test_a_detail_that_repeats_a_secret_does_not_show_it() -> None:
+    reply = Reply(headers={"content-type": "text/first/Token-12345"}, body=b"first/Token-12345")
+    async with open_wire(reply, credentials=Token()) as wire:
+        failure = (await wire.refused()).failure
+        assert (failure.detail, failure.body) == ("an answer of type text/***", "***")
+
+
+async def test_short_words_are_not_taken_for_secrets() -> None:
+    async with open_wire(Reply.text(401, "1 session"), credentials=Keys()) as wire:
+        wire.connection.session_id = "s"
+        assert (await wire.refused()).failure.body == "1 session"
+
+
+async def test_calls_that_are_refused_together_refresh_the_credentials_once() -> None:
+    keys = Keys()
+    async with open_wire(guarded("1"), credentials=keys) as wire, trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(wire.send)
+    assert keys.refreshed == [False, True]
+    assert answers(wire) == [b"{}"] * 20
+    assert len(wire.seen) == 40
+
+
+async def test_a_call_whose_credentials_were_refreshed_meanwhile_is_only_sent_again(
+    autojump_clock: MockClock,
+) -> None:
+    keys = Keys()
+
+    def script(received: Received) -> Reply:
+        if received.headers["authorization"] == "Bearer 1":
+            return Reply.json(ANSWER)
+        return Reply.text(401, seconds=5 if received.body == b"{}" else 0)
+
+    async with open_wire(script, credentials=keys) as wire, trio.open_nursery() as nursery:
+        nursery.start_soon(wire.send, b"{}")
+        nursery.start_soon(wire.send)
+    assert keys.refreshed == [False, True]
+    assert len(answers(wire)) == 2
+
+
+async def test_a_refresh_that_fails_fails_everyone_who_waited_for_it(
+    autojump_clock: MockClock,
+) -> None:
+    class Broken(Keys):
+        async def headers(self, *, refresh: bool) -> Mapping[str, str]:
+            headers = await super().headers(refresh=refresh)
+            if refresh:
+                await trio.sleep(10)
+                raise UserError("no token to be had")
+            return headers
+
+    keys = Broken()
+    details: list[tuple[str, str]] = []
+
+    async def call() -> None:
+        with pytest.raises(CallFailed) as caught:
+            await wire.send()
+        details.append((caught.value.failure.code, caught.value.failure.detail))
+
+    async with open_wire(guarded("9"), credentials=keys) as wire:
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(call)
+        assert details == [("credentials", "no token to be had")] * 5
+        assert keys.refreshed == [False, True]
+        await call()
+        assert keys.refreshed == [False, True, True]
+
+
+@pytest.mark.parametrize("count", [0, 1, 1000])
+async def test_bad_events_are_counted_not_logged_one_by_one(count: int) -> None:
+    body = b"data: {bad\n\n" * count + Reply.events(ANSWER).body
+    async with open_wire(Reply(headers=STREAM, body=body)) as wire:
+        for _ in range(2):
+            with capture_logs() as logs:
+                await wire.send()
+            expected = [("malformed_message", None), ("malformed_messages", count)]
+            assert [(line["event"], line.get("count")) for line in logs] == expected[
+                : min(count, 2)
+            ]
+
+
+async def test_bad_events_are_counted_in_a_stream_that_breaks(autojump_clock: MockClock) -> None:
+    async with open_wire(Reply(headers=STREAM, body=b"data: [\n\n" * 3, ending="hang")) as wire:
+        with capture_logs() as logs, trio.move_on_after(1):
+            await wire.send()
+        assert [line.get("count") for line in logs] == [None, 3]
+
+
+async def test_an_answer_with_half_a_character_is_not_lost() -> None:
+    body = b'{"jsonrpc":"2.0","id":7,"result":{"text":"cut \\ud83d"}}'
+    kind = {"content-type": "application/json"}
+    async with open_wire(Reply(headers=kind, body=body)) as wire:
+        await wire.send()
+        assert answers(wire) == [b'{"text":"cut \\ufffd"}']

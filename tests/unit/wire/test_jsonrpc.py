@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
@@ -53,8 +54,9 @@ def test_a_message_is_read_or_malformed(value: dict[str, Any]) -> None:
         assert msgspec.json.decode(message.id) == value["id"]
         assert isinstance(value["id"], int | str)
         assert not isinstance(value["id"], bool)
+    both = "result" in value and "error" in value
     for name, kept in [("result", message.result), ("error", message.error)]:
-        assert (kept is None) == (name not in value)
+        assert (kept is None) == (name not in value or (both and value[name] is None))
         if kept is not None:
             assert msgspec.json.decode(kept) == value[name]
 
@@ -115,6 +117,9 @@ def test_an_error_may_be_without_an_id() -> None:
         (b'{"jsonrpc":"2.0","id":1,"method":"m","result":{}}', jsonrpc.INVALID_REQUEST),
         (b'{"jsonrpc":"2.0","id":1,"result":{},"error":{}}', jsonrpc.INVALID_REQUEST),
         (b'{"jsonrpc":"2.0","result":{}}', jsonrpc.INVALID_REQUEST),
+        (b'{"jsonrpc":"2.0","id":1,"result":null,"error":null}', jsonrpc.INVALID_REQUEST),
+        (b'{"jsonrpc":"2.0","result":{},"error":null}', jsonrpc.INVALID_REQUEST),
+        (b'{"jsonrpc":"2.0","id":1,"method":"m","error":null}', jsonrpc.INVALID_REQUEST),
     ],
 )
 def test_what_is_no_message(data: bytes, code: int) -> None:
@@ -175,3 +180,87 @@ def test_an_error_object_is_read_as_far_as_it_goes(
 def test_an_error_object_is_written() -> None:
     assert jsonrpc.error_code(jsonrpc.error_object(-32000, 'a "b"')) == (-32000, 'a "b"')
     assert msgspec.json.decode(jsonrpc.error(b"", b"{}"))["id"] is None
+
+
+def test_an_outcome_beside_a_null_counts() -> None:
+    message = jsonrpc.parse(b'{"jsonrpc":"2.0","id":1,"result":{},"error":null}')
+    assert (message.kind, message.result, message.error) == (Kind.RESPONSE, b"{}", None)
+    message = jsonrpc.parse(b'{"jsonrpc":"2.0","id":1,"result":null,"error":{}}')
+    assert (message.kind, message.result, message.error) == (Kind.RESPONSE, None, b"{}")
+
+
+# What a string may be made of, as it is written; lone halves, pairs and escaped backslashes meet.
+PIECE = st.sampled_from(
+    [
+        r"\ud83d",
+        r"\uDBFF",
+        r"\uD800",
+        r"\ude00",
+        r"\uDC00",
+        r"\udfff",
+        r"\u0041",
+        r"\ud7ff",
+        r"\ue000",
+        r"\\",
+        r"\n",
+        r"\"",
+        "ud83d",
+        "x",
+        "\u00e9",
+        "\U0001f600",
+    ]
+)
+STRING = st.lists(PIECE, max_size=12).map(lambda pieces: '"' + "".join(pieces) + '"')
+
+
+def without_halves(text: str) -> str:
+    return "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in text)
+
+
+@given(STRING)
+def test_lone_halves_of_a_pair_are_mended_and_nothing_else(written: str) -> None:
+    data = written.encode()
+    meant = json.loads(written)
+    mended = jsonrpc.mend(data)
+    assert json.loads(mended) == without_halves(meant)
+    assert (mended == data) == (without_halves(meant) == meant)
+    assert len(mended) == len(data)
+    assert jsonrpc.decode(data) == without_halves(meant)
+
+
+@given(st.binary(max_size=40) | st.lists(PIECE | st.sampled_from(["\\", "\0"])).map("".join))
+def test_mending_never_fails_and_ends(data: bytes | str) -> None:
+    raw = data.encode() if isinstance(data, str) else data
+    mended = jsonrpc.mend(raw)
+    assert len(mended) == len(raw)
+    assert jsonrpc.mend(mended) == mended
+
+
+HALF, WHOLE = rb'"cut \ud83d"', rb'"cut \ufffd"'
+
+
+def test_a_message_with_half_a_character_is_read() -> None:
+    data = rb'{"jsonrpc":"2.0","id":1,"result":{"\\ud83d":[1.0, %b]}}'
+    assert jsonrpc.parse(data % HALF).result == rb'{"\\ud83d":[1.0, %b]}' % WHOLE
+    assert jsonrpc.split_batch(b"[%b, 1.0]" % HALF) == [WHOLE, b"1.0"]
+    assert {k: bytes(v) for k, v in jsonrpc.members(b'{"a":%b}' % HALF).items()} == {"a": WHOLE}
+    assert [bytes(part) for part in jsonrpc.elements(b"[%b]" % HALF)] == [WHOLE]
+    assert jsonrpc.decode(HALF) == "cut \ufffd"
+    asked = jsonrpc.parse(b'{"jsonrpc":"2.0","id":1,"method":%b}' % HALF)
+    assert asked.method == "cut \ufffd"
+
+
+def test_a_flood_of_halves_is_malformed() -> None:
+    with pytest.raises(MalformedError):
+        jsonrpc.decode(b'"%b"' % (rb"\ud83d" * 250_001))
+    assert len(jsonrpc.decode(b'"%b"' % (rb"\ud83d" * 250_000))) == 250_000
+
+
+def test_mending_does_not_hide_what_else_is_wrong() -> None:
+    for data in (b'{"jsonrpc":"2.0","id":1,"result":[%b}' % HALF, HALF[:-1]):
+        with pytest.raises(MalformedError) as caught:
+            jsonrpc.parse(data)
+        assert caught.value.code == jsonrpc.PARSE_ERROR
+    with pytest.raises(MalformedError) as caught:
+        jsonrpc.parse(b'{"jsonrpc":"2.0","id":[%b],"method":"m"}' % HALF)
+    assert caught.value.code == jsonrpc.INVALID_REQUEST

@@ -175,3 +175,11 @@ def test_the_limit_is_for_one_event_not_for_the_stream() -> None:
 @pytest.mark.parametrize("data", [b"a\nb", b"a\rb", b"a\r\nb"])
 def test_a_line_break_in_what_is_encoded_becomes_a_data_line(data: bytes) -> None:
     assert decode(encode(data, event="e")) == [Event(b"a\nb", "e")]
+
+
+def test_an_id_too_long_to_be_sent_back_is_ignored() -> None:
+    decoder = Decoder()
+    (event,) = decoder.feed(b"id: %b\ndata: 1\n\n" % (b"x" * 1024))
+    assert event.id == decoder.last_event_id == "x" * 1024
+    (event,) = decoder.feed(b"id: %b\ndata: 2\n\n" % (b"y" * 1025))
+    assert (event.data, event.id, decoder.last_event_id) == (b"2", "x" * 1024, "x" * 1024)
