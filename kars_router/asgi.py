@@ -35,6 +35,13 @@ class _App:
             await self._router.app(scope, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
+        try:
+            trio.lowlevel.current_task()
+        except RuntimeError:
+            text = "the router runs on Trio only: start hypercorn with -k trio"
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": text})
+            return
         await receive()
         try:
             path = os.environ.get("KARS_CONFIG")
@@ -53,7 +60,8 @@ class _App:
         except KarsError as error:
             configure_logging()
             # hypercorn wraps the sentence in a traceback.
-            log().error("startup_failed", problem=str(error))
+            file = os.environ.get("KARS_CONFIG", "")
+            log().error("startup_failed", problem=str(error), file=file)
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         await send({"type": "lifespan.shutdown.complete"})

@@ -39,6 +39,7 @@ async def watch(
     """
     # The file may have changed since it was read at the start, so the first look reads it.
     seen: tuple[int, int, int] | None = None
+    refused = False
     while True:
         await trio.sleep(poll)
         now = await _stamp(path)
@@ -51,10 +52,15 @@ async def watch(
             )
         except ConfigError as error:
             router.metrics.reloads.labels("refused").inc()
+            refused = True
             log().error("reload_refused", file=str(path), problems=list(error.problems))
             continue
         if config == router.config:
+            if refused:
+                log().info("reload_unchanged", file=str(path))
+            refused = False
             continue
+        refused = False
         await router.apply(config)
         router.metrics.reloads.labels("applied").inc()
         log().info("reload_applied", file=str(path), servers=list(config.servers))

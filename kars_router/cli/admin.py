@@ -12,6 +12,7 @@ from typing import Any
 import click
 import httpx
 
+from kars_router.config.addresses import parse_listen
 from kars_router.config.load import default_path, load
 from kars_router.config.schema import Config
 from kars_router.errors import ConfigError, UndeterminedError, UserError
@@ -20,7 +21,7 @@ _SECONDS = 5.0
 
 admin_option = click.option(
     "--admin",
-    metavar="HOST:PORT",
+    metavar="ADDRESS",
     help="The router's admin address; without it that of $KARS_CONFIG or ./kars.yaml, or "
     "127.0.0.1:9090.",
 )
@@ -30,24 +31,42 @@ def ask(admin: str | None, path: str) -> Any:
     """Fetches a JSON document from a router's admin address. Blocks for at most five seconds.
 
     Args:
-        admin: `HOST:PORT` or a URL, or None for the configured address.
+        admin: `HOST:PORT`, `unix:/path` or a URL, or None for the configured address.
         path: the path to fetch.
 
     Raises:
         UndeterminedError: nothing usable answers there.
+        click.UsageError: it is no address.
         UserError: the configuration says that there is no admin address.
     """
     address = admin or _configured()
-    url = address if address.startswith(("http://", "https://")) else f"http://{address}"
+    url, transport = _place(address)
     try:
-        with httpx.Client(trust_env=False, timeout=_SECONDS) as client:
-            response = client.get(f"{url.rstrip('/')}{path}")
-            response.raise_for_status()
-            return json.loads(response.content)
+        with httpx.Client(trust_env=False, timeout=_SECONDS, transport=transport) as client:
+            response = client.get(f"{url}{path}")
+            document = json.loads(response.content) if response.is_success else None
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise UndeterminedError(
             f"no router answers at {address} ({error}); name its admin address with --admin"
         ) from None
+    if document is None:
+        raise UndeterminedError(
+            f"{address} is not a router's admin address: it answered {response.status_code}; name "
+            "the one that the configuration calls admin with --admin"
+        )
+    return document
+
+
+def _place(address: str) -> tuple[str, httpx.BaseTransport | None]:
+    if address.startswith(("http://", "https://")):
+        return address.rstrip("/"), None
+    try:
+        place = parse_listen(address)
+    except ValueError as error:
+        raise click.UsageError(f"--admin: {error}") from None
+    if place.path:
+        return "http://localhost", httpx.HTTPTransport(uds=place.path)
+    return f"http://{place}", None
 
 
 def _configured() -> str:

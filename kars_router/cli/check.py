@@ -46,6 +46,7 @@ def command(context: click.Context, *, file: Path | None, connect: bool, output:
         problems = [{"path": each.path, "message": each.message} for each in error.found]
         emit({"valid": False, "problems": problems}, output, str)
         context.exit(FOUND)
+    _check_plugins(config)
     answer: dict[str, object] = {"valid": True, "problems": [], "config": to_plain(config)}
     count = len(config.servers)
     lines = [f"{click.format_filename(path)}: valid, {count} server{'s'[: count != 1]}"]
@@ -55,6 +56,23 @@ def command(context: click.Context, *, file: Path | None, connect: bool, output:
         status = 0 if reached else UNDETERMINED
     emit(answer, output, lambda: "\n".join(lines))
     context.exit(status)
+
+
+def _check_plugins(config: Config) -> None:
+    """Loads what the configuration wants loaded.
+
+    Raises:
+        PluginError: a required plugin is missing, or options do not fit.
+    """
+    from kars_router.plugins import Plugins
+    from kars_router.telemetry import configure_logging
+
+    configure_logging(level="error", style="console")
+    Plugins.load(
+        blocked=config.plugins.blocked,
+        required=config.plugins.required,
+        options={name: dict(options) for name, options in config.plugins.options.items()},
+    )
 
 
 def _probe(config: Config, lines: list[str]) -> tuple[list[dict[str, object]], bool]:

@@ -11,8 +11,9 @@ from pathlib import Path
 import click
 import trio
 
-from kars_router.config.load import default_path, load
+from kars_router.config.load import DEFAULT_FILE, default_path, load
 from kars_router.config.schema import Config
+from kars_router.errors import UserError
 from kars_router.reload import watch
 from kars_router.service import Router, open_router
 from kars_router.telemetry import configure_logging, log
@@ -44,6 +45,11 @@ def command(
     upstream sessions are deleted. A second signal cuts the waiting for calls short.
     """
     path = file if file is not None else default_path(os.environ)
+    if path is None and not upstreams:
+        raise UserError(
+            f"there is no {DEFAULT_FILE} here; name one with -c or KARS_CONFIG, "
+            "or give --upstream NAME=URL"
+        )
     overrides = {k: v for k, v in (("listen", listen), ("admin", admin)) if v is not None}
     config = load(path, upstreams=upstreams, overrides=overrides, environ=os.environ)
     configure_logging(level=config.log.level.value, style=config.log.format.value)
@@ -64,7 +70,8 @@ async def _run(
         async with trio.open_nursery() as outer:
             stop = trio.Event()
             async with open_router(config) as router, trio.open_nursery() as inner:
-                outer.start_soon(_heed, signals, stop, router)
+                # Outlives the router's nurseries on purpose: a second signal comes as they end.
+                outer.start_soon(_heed, signals, stop, router)  # noqa: ASYNC111
                 if path is not None and config.reload:
                     inner.start_soon(watch, router, path, upstreams, overrides)
                 await stop.wait()

@@ -12,7 +12,6 @@ from rich.text import Text
 
 from kars_router.cli.admin import admin_option, ask
 from kars_router.cli.sessions import PATH, as_tables
-from kars_router.errors import UserError
 
 
 @click.command("top")
@@ -28,7 +27,7 @@ from kars_router.errors import UserError
 def command(*, admin: str | None, interval: float) -> None:
     """Watch the sessions of a running router; ends with Ctrl-C."""
     if not sys.stdout.isatty():
-        raise UserError("kars top needs a terminal; use kars sessions instead")
+        raise click.UsageError("kars top needs a terminal; use kars sessions instead")
     text = Text.from_ansi(as_tables(ask(admin, PATH)))
     try:
         with Live(text, console=Console(), screen=True, auto_refresh=False) as live:

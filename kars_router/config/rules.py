@@ -39,7 +39,7 @@ def server_rules(read: Read, given: Given) -> Broken:
     if "url" in given and "command" in given:
         yield "url", "cannot stand beside command: a server has one or the other"
     if "url" not in given and "command" not in given:
-        yield "url", "is missing: give the server's address, such as http://127.0.0.1:8931/mcp"
+        yield "url", "is missing: give the server's address, such as http://localhost:8931/mcp"
     if "command" not in given:
         for key in ("args", "env"):
             if key in given:

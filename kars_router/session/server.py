@@ -327,6 +327,11 @@ class ServerRuntime:
             gauge.labels(self.name, old.value).dec()
         if new is not ListenState.CLOSED:
             gauge.labels(self.name, new.value).inc()
+        if not agent and self.state == "ready":
+            if new is ListenState.WAITING:
+                self.error = "the GET stream is interrupted; it is being opened again"
+            elif new is ListenState.OPEN:
+                self.error = ""
         level = logging.DEBUG if new is ListenState.OPENING else logging.INFO
         log().log(level, "listen_state", server=self.name, agent=agent, state=new.value)
         if new is ListenState.OPEN and not agent and self._unheard:

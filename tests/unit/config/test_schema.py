@@ -254,7 +254,7 @@ def test_mistakes(raw: object, line: str) -> None:
 @pytest.mark.parametrize(
     ("keys", "line"),
     [
-        ({"url": None}, "url: is missing: give the server's address, such as http://127.0.0.1:8931/mcp"),
+        ({"url": None}, "url: is missing: give the server's address, such as http://localhost:8931/mcp"),
         ({"url": "h:1"}, "url: must start with http:// or https://"),
         ({"url": 5}, "url: must be a string, not a number"),
         ({"url": "ws://h/"}, "url: is a WebSocket address, which this release does not support; use http(s)"),

@@ -111,7 +111,7 @@ async def serving(address: Address = ANY, *, grace: float = 5.0) -> AsyncIterato
     """An application that is served, for at most twenty seconds."""
     app, stop, done, scope = App(), trio.Event(), trio.Event(), trio.CancelScope()
 
-    async def run(*, task_status: trio.TaskStatus[str]) -> None:
+    async def run(*, task_status: trio.TaskStatus[str]) -> None:  # noqa: ASYNC128 - handed on
         bound = listen.bind(address)
         try:
             with scope:
