@@ -207,3 +207,24 @@ async def test_a_file_written_anew_without_a_change_changes_nothing(tmp_path: Pa
         await trio.sleep(0.1)
         assert reloads(bench, "applied") == 1
         assert reloads(bench, "refused") == 0
+
+
+async def test_a_file_that_was_mended_to_what_is_in_force_is_the_last_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = ""
+
+    def unchanged() -> bool:
+        nonlocal said
+        new = capsys.readouterr()
+        said += new.out + new.err
+        return "reload_unchanged" in said
+
+    async with open_watched(tmp_path) as (bench, file):
+        await until(lambda: reloads(bench, "applied") == 1)
+        file.replace(b"servers: {}")
+        await until(lambda: reloads(bench, "refused") == 1)
+        assert not unchanged()
+        file.write(box={}, other={})
+        await until(unchanged)
+        assert reloads(bench, "applied") == 1
