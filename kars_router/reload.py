@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from kars_router.config.load import load
+from kars_router.config.load import changed_servers, load
 from kars_router.errors import ConfigError
 from kars_router.service import Router
 from kars_router.telemetry import log
@@ -61,9 +61,16 @@ async def watch(
             refused = False
             continue
         refused = False
+        changes = changed_servers(router.config, config)
         await router.apply(config)
         router.metrics.reloads.labels("applied").inc()
-        log().info("reload_applied", file=str(path), servers=list(config.servers))
+        log().info(
+            "reload_applied",
+            file=str(path),
+            added=changes.added,
+            removed=changes.removed,
+            changed=changes.changed,
+        )
 
 
 async def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -8,7 +8,7 @@ these parts.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -270,12 +270,6 @@ async def open_router(
     finally:
         router.close()
         log().info("stopped")
-
-
-async def run(config: Config, stop: Callable[[], Awaitable[None]]) -> None:
-    """Runs a router until `stop` returns, then takes it down in order."""
-    async with open_router(config):
-        await stop()
 
 
 async def probe_servers(config: Config) -> list[tuple[str, bool, str, list[str]]]:

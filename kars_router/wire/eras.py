@@ -7,16 +7,7 @@ Source: MCP "Versioning" and "Lifecycle"; transports of 2025-03-26, 2025-06-18, 
 
 from __future__ import annotations
 
-import enum
 from typing import Final
-
-
-class Era(enum.Enum):
-    """How peers of a revision talk: by handshake and session, or by self-contained requests."""
-
-    HANDSHAKE = "handshake"
-    STATELESS = "stateless"
-
 
 # Newest first: the first one is what we ask a server for.
 HANDSHAKE_REVISIONS: Final = ("2025-11-25", "2025-06-18", "2025-03-26")
