@@ -24,6 +24,9 @@ _SESSION_GONE: Final = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+# Of transports that carry a whole session over one channel: its end is the session's.
+CHANNEL_CLOSED: Final = "channel_closed"
+
 _NOT_FOUND: Final = 404
 _BAD_REQUEST: Final = 400
 _TOO_MANY: Final = 429
@@ -40,6 +43,8 @@ def classify(failure: Failure) -> LossVerdict | None:
     Returns:
         a verdict, or None where nothing is known (transport errors: the session may live on).
     """
+    if failure.code == CHANNEL_CLOSED:
+        return LossVerdict(True, "the channel to the server ended")
     if failure.phase is Phase.CONNECT or failure.status is None:
         return None
     if not failure.had_session:
@@ -62,6 +67,8 @@ def fate_of(failure: Failure) -> Fate:
     that answered before it had the whole message has done with it.
     """
     status = failure.status
+    if failure.phase is Phase.LISTEN and failure.sent is Sent.YES:
+        return Fate.UNKNOWN  # the status answers the GET that asked for the rest of an answer
     if failure.sent is not Sent.YES and status is None:
         return Fate.NOT_EXECUTED
     if status is not None and status in _CLIENT_ERRORS and status != _REQUEST_TIMEOUT:

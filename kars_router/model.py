@@ -52,6 +52,7 @@ class Failure:
         status: HTTP status, or None if no response came.
         body: at most the first 512 characters of the response body.
         rpc_code: code of the JSON-RPC error, if the failure is one.
+        rpc_error: the error object as JSON, if a refusing HTTP response held one; at most 64 KiB.
         had_session: whether a session id was sent with the message.
         method: the JSON-RPC method, or the HTTP method for GET and DELETE.
         detail: one clause for the log; never shown to an agent.
@@ -64,6 +65,7 @@ class Failure:
     status: int | None = None
     body: str = ""
     rpc_code: int | None = None
+    rpc_error: bytes = field(default=b"", repr=False)
     had_session: bool = False
     method: str = ""
     detail: str = ""

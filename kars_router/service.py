@@ -8,47 +8,38 @@ these parts.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-import httpx
 import trio
-from attrs import evolve, frozen
+from attrs import evolve
 
 from kars_router._version import __version__
-from kars_router.config.schema import Config, Limits, Server
+from kars_router.config.schema import Config, Server
 from kars_router.front import listen
 from kars_router.front.admin import AdminApp
 from kars_router.front.agents import AgentRegistry
 from kars_router.front.asgi import AgentApp
 from kars_router.front.guard import Guard
+from kars_router.front.identity import Identities
 from kars_router.front.legacy import LegacyServer
+from kars_router.front.operations import Operations
+from kars_router.front.parking import ParkingLot
 from kars_router.front.sealing import Sealer, load_key
-from kars_router.hookspecs import Credentials
+from kars_router.front.stateless import StatelessServer
 from kars_router.plugins import Plugins
 from kars_router.session.records import Records
 from kars_router.session.server import Connector
 from kars_router.session.state import StateDirectory
 from kars_router.session.supervisor import Supervisor
 from kars_router.telemetry import Metrics, log
-from kars_router.transports.base import Connection, Deliver
-from kars_router.transports.client import new_client
-from kars_router.transports.http import TrioTransport
-from kars_router.transports.streamable_http import StreamableHttp
+from kars_router.transports.connectors import TransportFactory, default_transport, new_connector
 
-TransportFactory = Callable[[str, Server], httpx.AsyncBaseTransport]
 _MARGIN_SECONDS = 3.0
 _LAST_ANSWERS_SECONDS = 1.0
 _EXIT_SECONDS = 0.5  # of the grace, kept for what comes after the last connection was cut off
-
-
-def default_transport(_name: str, server: Server) -> httpx.AsyncBaseTransport:
-    """The real transport for a server, with its own connections."""
-    return TrioTransport(
-        server.url or "", max_connections=server.max_connections, ca_file=server.ca_file
-    )
 
 
 class Router:
@@ -79,7 +70,7 @@ class Router:
         self._transports = transports
         # Nobody asked for the default directory: a read-only file system is no reason to stop.
         self._state = StateDirectory(config.state, optional=config.state == _default_state())
-        sealer = Sealer(load_key(self._state.path))
+        key = load_key(self._state.path)
         self.records = Records(self._state.path, config.sessions.lifetime)
         self.supervisor = Supervisor(
             self.plugins,
@@ -90,7 +81,7 @@ class Router:
             tool_limit=config.limits.tools,
         )
         self.agents = AgentRegistry(
-            sealer,
+            Sealer(key),
             self.metrics,
             limit=config.limits.agent_sessions,
             idle=config.sessions.idle,
@@ -98,16 +89,38 @@ class Router:
             has_ended=self.records.has_ended,
             on_end=self.supervisor.end_agent,
         )
+        self.operations = Operations(self.supervisor, limit=config.limits.concurrent_calls)
         self.legacy = LegacyServer(
             self.supervisor,
             self.agents,
             self.metrics,
-            call_limit=config.limits.concurrent_calls,
+            operations=self.operations,
+            version=__version__,
+        )
+        self.identities = Identities(
+            self.supervisor.join,
+            self.supervisor.end_agent,
+            limit=config.limits.agent_sessions,
+            idle=config.sessions.idle,
+            lifetime=config.sessions.lifetime,
+            others=lambda: len(self.agents),
+        )
+        self.lot = ParkingLot(key, limit=config.limits.parked_calls, seconds=config.sessions.parked)
+        self.stateless = StatelessServer(
+            self.supervisor,
+            self.operations,
+            self.metrics,
+            identities=self.identities,
+            lot=self.lot,
             version=__version__,
         )
         guard = _guard(config)
         self.app = AgentApp(
-            self.legacy, self.supervisor, guard, body_limit=config.limits.request_bytes
+            self.legacy,
+            self.supervisor,
+            guard,
+            body_limit=config.limits.request_bytes,
+            stateless=self.stateless,
         )
         self.admin_app = AdminApp(
             self.supervisor, self.agents, self.metrics, guard=guard, stopping=self.draining.is_set
@@ -121,11 +134,12 @@ class Router:
         first = not self.draining.is_set()
         self.draining.set()
         if first:
-            log().info("draining", calls=self.legacy.calls.in_flight)
+            log().info("draining", calls=self.operations.in_flight)
         # A margin of the grace is kept for the deletions and the last answers.
         with trio.move_on_after(max(self.config.shutdown_grace - _MARGIN_SECONDS, 0.0)):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._heed_hurry, nursery.cancel_scope)
+                self.stateless.close()
                 await self.legacy.drain()
                 nursery.cancel_scope.cancel()
         # Ending the sessions under what is left gives each call an answer with its fate. It does
@@ -160,45 +174,17 @@ class Router:
         self.config = config
         self.app.guard = _guard(config)
         self.app.body_limit = config.limits.request_bytes
-        self.legacy.calls.limit = config.limits.concurrent_calls
-        self.agents.limit = config.limits.agent_sessions
-        self.agents.idle = config.sessions.idle
-        self.agents.lifetime = config.sessions.lifetime
+        self.operations.limit = config.limits.concurrent_calls
+        for agents in (self.agents, self.identities):
+            agents.limit = config.limits.agent_sessions
+            agents.idle = config.sessions.idle
+            agents.lifetime = config.sessions.lifetime
+        self.lot.limit = config.limits.parked_calls
+        self.lot.seconds = config.sessions.parked
         await self.supervisor.apply(config.servers)
 
     def _connector(self, name: str, server: Server) -> Connector:
-        return _HttpConnector(
-            name=name,
-            server=server,
-            transport=self._transports(name, server),
-            limits=self.config.limits,
-        )
-
-
-@frozen(kw_only=True)
-class _HttpConnector:
-    name: str
-    server: Server
-    transport: httpx.AsyncBaseTransport
-    limits: Limits
-
-    def connect(self, deliver: Deliver, credentials: Credentials | None) -> Connection:
-        server = self.server
-        return StreamableHttp(
-            # A client of its own gives the session its own cookies; it holds no connection.
-            new_client(self.transport),
-            server.url or "",
-            server=self.name,
-            deliver=deliver,
-            credentials=credentials,
-            headers=server.headers,
-            connect_timeout=server.timeouts.connect,
-            event_limit=self.limits.event_bytes,
-            body_limit=self.limits.response_bytes,
-        )
-
-    async def aclose(self) -> None:
-        await self.transport.aclose()
+        return new_connector(name, server, self.config.limits, self._transports)
 
 
 @asynccontextmanager
@@ -242,6 +228,8 @@ async def open_router(
         async with trio.open_nursery() as upstream:
             await upstream.start(router.supervisor.run, config.servers)
             upstream.start_soon(router.agents.run)
+            upstream.start_soon(router.identities.run)
+            await upstream.start(router.lot.run)
             async with trio.open_nursery() as listeners:
                 urls = [
                     ""

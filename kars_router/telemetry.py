@@ -148,7 +148,17 @@ class Metrics:
         )
         self.notifications_dropped = Counter(
             "kars_agent_notifications_dropped",
-            "Notifications an agent's full queue gave up.",
+            "Messages that were given up before their agent took them.",
+            registry=registry,
+        )
+        self.replays_dropped = Counter(
+            "kars_agent_replays_dropped",
+            "Messages that an agent can get no second time, because there were too many.",
+            registry=registry,
+        )
+        self.replies_dropped = Counter(
+            "kars_agent_replies_dropped",
+            "Answers of agents to questions that were not open.",
             registry=registry,
         )
         self.plugin_errors = Counter(

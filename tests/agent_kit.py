@@ -54,9 +54,20 @@ class Listening:
     _changed: trio.Event = field(factory=trio.Event)
 
     @property
+    def content(self) -> bytes:
+        """Everything in one piece."""
+        return b"".join(chunk for _, chunk in self.chunks)
+
+    @property
     def messages(self) -> list[dict[str, Any]]:
         """The messages, decoded."""
-        return list(events(b"".join(chunk for _, chunk in self.chunks)))
+        return list(events(self.content))
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the events, that of the one without data included."""
+        lines = self.content.splitlines()
+        return [line[3:].strip().decode() for line in lines if line.startswith(b"id:")]
 
     @property
     def comments(self) -> list[float]:
@@ -85,34 +96,15 @@ class Listening:
 def events(body: bytes) -> Iterator[dict[str, Any]]:
     """The JSON messages of an event stream, each in one data line."""
     for line in body.splitlines():
-        if line.startswith(b"data:"):
+        if line.startswith(b"data:") and line[5:].strip():
             yield msgspec.json.decode(line[5:], type=dict[str, Any])
 
 
 @define
-class Bench:
-    """A running router, its servers, and HTTP clients of its two applications."""
+class Visitor:
+    """Speaks HTTP to a router's agent side."""
 
-    router: Router
-    servers: Mapping[str, HeartbeatServer]
     client: httpx.AsyncClient
-    admin: httpx.AsyncClient
-    nursery: trio.Nursery
-
-    @property
-    def server(self) -> HeartbeatServer:
-        """The only server."""
-        (server,) = self.servers.values()
-        return server
-
-    def agent(self, path: str = "/mcp", **options: Any) -> PlainAgent:
-        return PlainAgent(self.client, BASE + path, **options)
-
-    async def connect(self, path: str = "/mcp", **options: Any) -> PlainAgent:
-        """A new agent, initialized."""
-        agent = self.agent(path, **options)
-        await agent.initialize()
-        return agent
 
     async def post(
         self,
@@ -143,10 +135,27 @@ class Bench:
         return await self.client.get(BASE + path, headers={**usual, **ids, **(headers or {})})
 
     @asynccontextmanager
-    async def listen(self, session: str | None, path: str = "/mcp") -> AsyncIterator[Listening]:
-        """A GET stream that is read until the block ends."""
+    async def listen(
+        self, session: str | None, path: str = "/mcp", *, after: str = ""
+    ) -> AsyncIterator[Listening]:
+        """A GET stream, read until the block ends; goes on after an event if one is named."""
         headers = {"accept": "text/event-stream", "mcp-session-id": session or ""}
+        if after:
+            headers["last-event-id"] = after
         async with self.stream("GET", path, headers=headers) as listening:
+            yield listening
+
+    @asynccontextmanager
+    async def open(
+        self, message: Any, session: str | None, path: str = "/mcp"
+    ) -> AsyncIterator[Listening]:
+        """The response to a POST, read as it comes until the block ends."""
+        headers = {
+            "accept": BOTH,
+            "content-type": "application/json",
+            "mcp-session-id": session or "",
+        }
+        async with self.stream("POST", path, json=message, headers=headers) as listening:
             yield listening
 
     @asynccontextmanager
@@ -162,6 +171,31 @@ class Bench:
             nursery.start_soon(listening.read)
             yield listening
             nursery.cancel_scope.cancel()
+
+
+@define
+class Bench(Visitor):
+    """A running router, its servers, and HTTP clients of its two applications."""
+
+    router: Router
+    servers: Mapping[str, HeartbeatServer]
+    admin: httpx.AsyncClient
+    nursery: trio.Nursery
+
+    @property
+    def server(self) -> HeartbeatServer:
+        """The only server."""
+        (server,) = self.servers.values()
+        return server
+
+    def agent(self, path: str = "/mcp", **options: Any) -> PlainAgent:
+        return PlainAgent(self.client, BASE + path, **options)
+
+    async def connect(self, path: str = "/mcp", **options: Any) -> PlainAgent:
+        """A new agent, initialized."""
+        agent = self.agent(path, **options)
+        await agent.initialize()
+        return agent
 
 
 @asynccontextmanager
@@ -200,7 +234,7 @@ async def open_bench(
             )
             for app in (router.app, router.admin_app)
         ]
-        yield Bench(router, running, client, admin, nursery)
+        yield Bench(client, router, running, admin, nursery)
         await stack.aclose()
         nursery.cancel_scope.cancel()
 

@@ -17,20 +17,24 @@ Given = AbstractSet[str]
 Broken = Iterator[tuple[str, str]]
 
 
-def unsupported(read: Read, given: Given) -> Broken:
-    """What the schema knows of a server and this release cannot do: one sentence, or none.
+# What belongs to requests over a network.
+_OF_A_URL = {
+    "bearer_from_env": "bearerFromEnv",
+    "bearer_from_file": "bearerFromFile",
+    "headers": "headers",
+    "ca_file": "caFile",
+    "max_connections": "maxConnections",
+}
+_SCHEMES = {
+    Transport.STREAMABLE_HTTP: ("http", "https"),
+    Transport.SSE: ("http", "https"),
+    Transport.WEBSOCKET: ("ws", "wss"),
+}
 
-    To be emptied, branch by branch, as the transports and credentials arrive.
-    """
-    transport = read.get("transport", Transport.AUTO)
-    url = read.get("url")
-    if "command" in given:
-        yield "command", "is not supported by this release, which speaks to http and https URLs"
-    elif transport not in (Transport.AUTO, Transport.STREAMABLE_HTTP):
-        yield "transport", f"{transport} is not supported by this release; use streamable-http"
-    elif isinstance(url, str) and url.startswith(("ws:", "wss:")):
-        yield "url", "is a WebSocket address, which this release does not support; use http(s)"
-    elif "oauth" in given:
+
+def unsupported(_: Read, given: Given) -> Broken:
+    """What the schema knows of a server and this release cannot do: one sentence, or none."""
+    if "oauth" in given:
         yield "oauth", "is not supported by this release; name a token with bearerFromEnv"
 
 
@@ -38,18 +42,43 @@ def server_rules(read: Read, given: Given) -> Broken:
     """The rules for one server."""
     if "url" in given and "command" in given:
         yield "url", "cannot stand beside command: a server has one or the other"
-    if "url" not in given and "command" not in given:
+    elif "url" not in given and "command" not in given:
         yield "url", "is missing: give the server's address, such as http://localhost:8931/mcp"
-    if "command" not in given:
-        for key in ("args", "env"):
-            if key in given:
-                yield key, "has no meaning without command"
+    elif "command" in given:
+        yield from _command_rules(read, given)
+    else:
+        yield from _url_rules(read, given)
     if "bearer_from_env" in given and "bearer_from_file" in given:
         yield "bearerFromFile", "cannot stand beside bearerFromEnv: a server has one token"
-    url = read.get("url")
-    if "ca_file" in given and isinstance(url, str) and url.startswith(("http:", "ws:")):
-        yield "caFile", "has no effect on a URL without TLS; use https"
     yield from unsupported(read, given)
+
+
+def _command_rules(read: Read, given: Given) -> Broken:
+    transport = read.get("transport")
+    if transport not in (None, Transport.AUTO, Transport.STDIO):
+        yield "transport", f"cannot be {transport} with a command, which is spoken to over stdio"
+    for name, key in _OF_A_URL.items():
+        if name in given:
+            yield key, "has no meaning with a command, which is given what it needs in args and env"
+
+
+def _url_rules(read: Read, given: Given) -> Broken:
+    for key in ("args", "env"):
+        if key in given:
+            yield key, "has no meaning without command"
+    url, transport = read.get("url"), read.get("transport")
+    scheme = url.partition(":")[0].lower() if isinstance(url, str) else ""
+    if transport is Transport.STDIO:
+        yield "transport", "cannot be stdio with a url; give a command instead"
+    elif scheme and isinstance(transport, Transport) and transport in _SCHEMES:
+        fitting = " or ".join(f"{each}://" for each in _SCHEMES[transport])
+        if scheme not in _SCHEMES[transport]:
+            yield (
+                "transport",
+                f"cannot be {transport} with a url that does not start with {fitting}",
+            )
+    if "ca_file" in given and scheme in ("http", "ws"):
+        yield "caFile", f"has no effect on a URL without TLS; use {scheme}s"
 
 
 def plugin_rules(read: Read, _: Given) -> Broken:

@@ -40,7 +40,11 @@ _ADMIN_HERE = Address("127.0.0.1", 9090)
 
 
 class Transport(enum.StrEnum):
-    """How a server is spoken to."""
+    """How a server is spoken to.
+
+    `AUTO` is stdio for a command and WebSocket for a `ws` or `wss` URL; of an `http` or `https` URL
+    it is found out whether its server speaks Streamable HTTP or HTTP+SSE (`SSE`).
+    """
 
     AUTO = "auto"
     STREAMABLE_HTTP = "streamable-http"
@@ -54,6 +58,14 @@ class SessionScope(enum.StrEnum):
 
     AGENT = "agent"
     SHARED = "shared"
+
+
+class Era(enum.StrEnum):
+    """Which era of MCP a server is spoken to in."""
+
+    AUTO = "auto"
+    HANDSHAKE = "handshake"
+    STATELESS = "stateless"
 
 
 class OnSessionLoss(enum.StrEnum):
@@ -89,11 +101,14 @@ class Timeouts:
         call: for the answer to one request; then it ends with fate `unknown`.
         idle: for an agent's upstream session that no call uses; then it is deleted, and the next
             call opens a new one and says so to the agent.
+        input: for an agent, or the person behind it, to answer what a server asks in the middle of
+            a call; the call's own time stands still meanwhile.
     """
 
     connect: Duration = 5.0
     call: Duration = 300.0
     idle: Duration = 3600.0
+    input: Duration = 600.0
 
 
 @frozen(kw_only=True)
@@ -101,12 +116,18 @@ class Server:
     """One upstream MCP server; also the shape of `McpServer.spec`.
 
     Attributes:
-        url: where it is; None only for a `command`.
-        command: the program to start for stdio and its fixed arguments (not in this release).
-        args: further arguments for `command`.
-        env: variables for `command`.
-        transport: how it is spoken to; `auto` chooses by the URL.
+        url: where it is (`http`, `https`, `ws` or `wss`); None only for a `command`.
+        command: the program that is started for each session, and its first arguments; it is
+            spoken to over stdio.
+        args: its further arguments.
+        env: its variables, over the few that it inherits.
+        era: `handshake` (revisions up to 2025-11-25), `stateless` (2026-07-28), or `auto`, which
+            asks the server.
+        transport: how it is spoken to.
         allowed_tools: patterns of the tools that agents may see and call; none means no tool.
+        allowed_resources: patterns of the URIs that agents may list and read; None means all if
+            any tool is allowed, none otherwise.
+        allowed_prompts: patterns of the prompts that agents may list and get; None likewise.
         bearer_from_env: name of the variable that holds the bearer token.
         bearer_from_file: file that holds the bearer token; excludes `bearer_from_env`.
         oauth: not in this release; always None.
@@ -123,8 +144,11 @@ class Server:
     command: Command = ()
     args: tuple[str, ...] = field(default=(), repr=False)
     env: FrozenMap[str, Secret] = field(default=_NOTHING, repr=False)
+    era: Era = Era.AUTO
     transport: Transport = Transport.AUTO
     allowed_tools: tuple[Glob, ...] = ()
+    allowed_resources: tuple[Glob, ...] | None = None
+    allowed_prompts: tuple[Glob, ...] | None = None
     bearer_from_env: EnvName | None = None
     bearer_from_file: Path | None = None
     oauth: FrozenMap[str, Json] | None = None
@@ -159,14 +183,18 @@ class Limits:
     Attributes:
         agent_sessions: agent sessions at once; one more is refused.
         concurrent_calls: calls in flight at once over all servers; one more is refused.
+        parked_calls: calls of stateless agents that wait for input at once; one agent may hold
+            half of them. Beyond that, what a server asks is refused, and its call goes on.
         request_bytes: body of one agent request; a longer one gets 413.
-        event_bytes: one event of a server's stream; a longer one ends the stream.
+        event_bytes: one event of a server's stream, or one message over WebSocket or stdio; a
+            longer one ends the stream, and over stdio it fails its call.
         response_bytes: one whole response of a server; a longer one fails its call.
         tools: tools kept over all pages of one server's list; the rest is left out.
     """
 
     agent_sessions: Count = 100
     concurrent_calls: Count = 256
+    parked_calls: Count = 64
     request_bytes: Size = 4 << 20
     event_bytes: Size = 16 << 20
     response_bytes: Size = 64 << 20
@@ -180,10 +208,12 @@ class Sessions:
     Attributes:
         idle: without a request, a call in flight or an open stream; then the session ends.
         lifetime: since it was opened, however busy it is.
+        parked: for a call of a stateless agent that waits for input, until it is cancelled.
     """
 
     idle: Duration = 3600.0
     lifetime: Duration = 7 * 86_400.0
+    parked: Duration = 600.0
 
 
 @frozen(kw_only=True)

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 import trio
 from attrs import define, field
 
+from kars_router.front.questions import Questions
+from kars_router.front.replay import EventLog, EventStream, Reader
 from kars_router.front.sealing import Sealer, Ticket
+from kars_router.session.caller import AgentPort, Caller
 from kars_router.telemetry import Metrics, log
 
-_QUEUE_LIMIT: Final = 256
 _CLIENT_NAME: Final = 64
 _SWEEP_SECONDS: Final = 15.0
 _ABANDONED_SECONDS: Final = 60.0
+# A client that reconnects may leave old connections behind; more than this and the oldest ends.
+_MAX_STREAMS: Final = 4
 
 
 class TooManySessionsError(Exception):
@@ -34,18 +37,24 @@ class AgentSession:
     Attributes:
         ticket: what its id holds.
         touched: trio's clock at its last request, in seconds.
-        in_flight: requests that are being answered.
-        streams: its open GET streams, oldest first.
-        backlog: messages that wait for a stream.
+        log: what is said to it on event streams.
+        questions: what it was asked and has not answered yet.
+        port: how the upstream side reaches it; None until that side knows of it.
+        requests: its requests that are being answered and can be cancelled, by id as JSON.
+        in_flight: how many requests are being answered.
+        streams: its GET streams that are being read, oldest first.
         ended: whether its id is dead.
         called: whether it has called a tool, so that there is state to lose.
     """
 
     ticket: Ticket
     touched: float
+    log: EventLog
+    questions: Questions
+    port: AgentPort | None = None
+    requests: dict[bytes, Caller] = field(factory=dict)
     in_flight: int = 0
-    streams: deque[AgentStream] = field(factory=deque)
-    backlog: list[bytes] = field(factory=list)
+    streams: list[EventStream] = field(factory=list)
     ended: bool = False
     called: bool = False
 
@@ -54,48 +63,59 @@ class AgentSession:
         """The session's identifier; not its id on the wire."""
         return self.ticket.agent
 
-    def notify(self, message: bytes, metrics: Metrics) -> None:
-        """Puts a message on exactly one stream, the newest; never waits.
+    def notify(self, message: bytes, *, once: bool) -> None:
+        """Puts a message on exactly one GET stream, the newest; never waits.
 
-        Without a stream it is kept until one opens; the same message is kept once.
+        Args:
+            message: the message; without a stream it is kept until one opens.
+            once: whether to leave it out if the same one waits already.
         """
-        if self.streams:
-            self.streams[-1].put(message, metrics)
-        elif message not in self.backlog:
-            self.backlog.append(message)
+        stream = self.streams[-1] if self.streams else self.log.waiting
+        stream.put(message, once=once)
 
+    def listen(self, last_event: str) -> tuple[EventStream, Reader]:
+        """Begins to read a stream: the one of an event id, or else a new GET stream.
 
-class AgentStream:
-    """The queue behind one open GET stream; when it is full the oldest message is dropped."""
+        Args:
+            last_event: the last event that the agent has got; "" or unknown for none.
+        """
+        found = self.log.find(last_event)
+        if found is not None and found[0].ended and not found[0].has_after(found[1]):
+            found[0].complete()
+            found = None
+        if found is not None:
+            stream, reader = found[0], found[0].attach(found[1])
+        else:
+            stream = self.log.open(standing=True)
+            reader = stream.attach()
+        if stream.standing:
+            self._stand(stream)
+        return stream, reader
 
-    def __init__(self) -> None:
-        self.closed = False
-        self._items: deque[bytes] = deque()
-        self._wake = trio.Event()
+    def leave(self, stream: EventStream, reader: Reader) -> None:
+        """Ends the reading of a stream by one connection."""
+        stream.detach(reader)
+        if stream.reader is None and stream in self.streams:
+            self.streams.remove(stream)
 
-    def put(self, message: bytes, metrics: Metrics) -> None:
-        """Adds a message; never waits."""
-        if message in self._items:
-            return
-        if len(self._items) >= _QUEUE_LIMIT:
-            self._items.popleft()
-            metrics.notifications_dropped.inc()
-        self._items.append(message)
-        self._wake.set()
+    def end_streams(self) -> None:
+        """Ends the GET streams that are being read, once what was put on them is taken."""
+        while self.streams:
+            self.streams.pop().end()
 
     def close(self) -> None:
-        """Ends the stream once what is queued was taken."""
-        self.closed = True
-        self._wake.set()
+        """Ends all that belongs to the session but answers to requests in flight."""
+        self.ended = True
+        self.questions.close()
+        self.end_streams()
+        self.log.close()
 
-    async def get(self) -> bytes | None:
-        """The next message; None at the end."""
-        while not self._items:
-            if self.closed:
-                return None
-            self._wake = trio.Event()
-            await self._wake.wait()
-        return self._items.popleft()
+    def _stand(self, stream: EventStream) -> None:
+        self.streams = [*(s for s in self.streams if s is not stream), stream]
+        for old in self.streams[:-_MAX_STREAMS]:
+            self.streams.remove(old)
+            old.end()
+        stream.take_over(self.log.waiting)
 
 
 class AgentRegistry:
@@ -139,8 +159,16 @@ class AgentRegistry:
         """The live sessions."""
         return list(self._live.values())
 
-    def create(self, revision: str, endpoint: str, client: str) -> tuple[str, AgentSession]:
+    def create(
+        self, revision: str, endpoint: str, client: str, capabilities: bytes = b"{}"
+    ) -> tuple[str, AgentSession]:
         """Makes a session.
+
+        Args:
+            revision: the negotiated revision.
+            endpoint: the one server it is for, or "" for all.
+            client: what the client calls itself.
+            capabilities: what it declared, as a JSON object short enough for a header.
 
         Returns:
             its id on the wire and the session.
@@ -150,7 +178,12 @@ class AgentRegistry:
         """
         self._make_room()
         ticket = Ticket(
-            secrets.token_hex(8), revision, endpoint, self._clock(), client[:_CLIENT_NAME]
+            secrets.token_hex(8),
+            revision,
+            endpoint,
+            self._clock(),
+            client[:_CLIENT_NAME],
+            capabilities.decode(),
         )
         session = self._add(ticket)
         log().info(
@@ -192,31 +225,23 @@ class AgentRegistry:
         """Ends a session; its id is dead from now on."""
         if self._live.pop(session.agent, None) is None:
             return
-        session.ended = True
         self._metrics.agent_sessions.set(len(self._live))
-        for stream in session.streams:
-            stream.close()
+        session.close()
         log().info("agent_session_ended", agent=session.agent, reason=reason)
         self._on_end(session.agent, reason)
-
-    def broadcast(self, message: bytes, concerns: Callable[[AgentSession], bool]) -> None:
-        """Notifies every session that a message concerns."""
-        for session in self._live.values():
-            if concerns(session):
-                session.notify(message, self._metrics)
 
     def close_streams(self) -> None:
         """Ends every open GET stream; the sessions stay."""
         for session in self._live.values():
-            for stream in session.streams:
-                stream.close()
+            session.end_streams()
 
     async def run(self) -> None:
-        """Ends sessions as they reach their limits, until cancelled."""
+        """Ends sessions as they reach their limits, and forgets old events, until cancelled."""
         while True:
             await trio.sleep(min(_SWEEP_SECONDS, self.idle / 4))
             now, wall = trio.current_time(), self._clock()
             for session in self.all():
+                session.log.expire()
                 if session.in_flight or session.streams:
                     session.touched = now
                 if wall - session.ticket.created > self.lifetime:
@@ -238,7 +263,8 @@ class AgentRegistry:
         raise TooManySessionsError
 
     def _add(self, ticket: Ticket) -> AgentSession:
-        session = AgentSession(ticket, trio.current_time())
+        kept = EventLog(self._metrics)
+        session = AgentSession(ticket, trio.current_time(), kept, Questions(kept.name))
         self._live[ticket.agent] = session
         self._metrics.agent_sessions.set(len(self._live))
         return session

@@ -1,9 +1,11 @@
 """The agent side as an ASGI application: from an HTTP request to the right handler.
 
-Owns paths, HTTP methods, and the checks that come before a body is read. Must not know JSON-RPC
-methods.
+Owns paths, HTTP methods, the checks that come before a body is read, and which era's strategy
+answers: both live on the same paths, and each request says for itself which era it is of. Must not
+know JSON-RPC methods.
 
-Source: MCP 2025-11-25 "Streamable HTTP"; order of the checks as in the official SDK servers.
+Source: MCP 2025-11-25 and 2026-07-28 "Streamable HTTP"; order of the checks as in the official SDK
+servers.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ from kars_router.front.exchange import (
 )
 from kars_router.front.guard import FORBIDDEN, Guard
 from kars_router.front.legacy import LegacyServer
+from kars_router.front.stateless import StatelessServer, claims
 from kars_router.session.supervisor import Supervisor
-from kars_router.wire import eras, jsonrpc
+from kars_router.wire import envelope, eras, jsonrpc
 from kars_router.wire.jsonrpc import MalformedError
 
 PATH: Final = "/mcp"
 _ALLOW: Final[Header] = (b"allow", b"GET, POST, DELETE")
+_ALLOW_POST: Final[Header] = (b"allow", b"POST")
 
 
 class AgentApp:
@@ -41,14 +45,22 @@ class AgentApp:
         supervisor: says which servers there are.
         guard: says who may talk.
         body_limit: most bytes of a request's body.
+        stateless: handles requests of stateless-era agents; None for a router without them.
     """
 
     def __init__(
-        self, legacy: LegacyServer, supervisor: Supervisor, guard: Guard, *, body_limit: int
+        self,
+        legacy: LegacyServer,
+        supervisor: Supervisor,
+        guard: Guard,
+        *,
+        body_limit: int,
+        stateless: StatelessServer | None = None,
     ) -> None:
         self.body_limit = body_limit
         self.guard = guard
         self._legacy = legacy
+        self._stateless = stateless
         self._supervisor = supervisor
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,12 +95,19 @@ class AgentApp:
             header = "Origin" if status == FORBIDDEN else "Host"
             raise AgentError(jsonrpc.INVALID_REQUEST, f"this {header} is not allowed", status)
         endpoint = self._endpoint(exchange.path)
+        stateless = _is_stateless(exchange)
         if exchange.method == "POST":
             _check_post(exchange)
-            if exchange.header(eras.SESSION_HEADER):
+            if exchange.header(eras.SESSION_HEADER) and not stateless:
                 # Strangers' bodies take no room.
                 self._legacy.session_of(exchange, endpoint)
-            await self._legacy.post(exchange, endpoint, await exchange.body(self.body_limit))
+            body = await exchange.body(self.body_limit)
+            if self._stateless is not None and claims(exchange, body):
+                await self._stateless.post(exchange, endpoint, body)
+            else:
+                await self._legacy.post(exchange, endpoint, body)
+        elif stateless:
+            await _refuse(exchange, 405, _error("this revision has POST only"), (_ALLOW_POST,))
         elif exchange.method == "GET":
             await self._get(exchange, endpoint)
         elif exchange.method == "DELETE":
@@ -134,6 +153,17 @@ def _check_post(exchange: Exchange) -> None:
         raise AgentError(
             jsonrpc.INVALID_REQUEST, f"the content type must be {eras.JSON_TYPE}", status=415
         )
+
+
+def _is_stateless(exchange: Exchange) -> bool:
+    """Whether the headers say so; then session ids are ignored, and POST is the only method.
+
+    With a session id, a revision that is not known at all is the other era's to refuse.
+    """
+    version = exchange.header(eras.VERSION_HEADER)
+    if exchange.header(eras.SESSION_HEADER):
+        return version in eras.STATELESS_REVISIONS
+    return envelope.claims(b"", version)
 
 
 def _error(text: str) -> bytes:

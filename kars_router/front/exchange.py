@@ -42,6 +42,7 @@ class Exchange:
     """One HTTP request on its way to a response.
 
     Attributes:
+        scope: what the ASGI server says of the request, each header for itself.
         method: the HTTP method.
         path: the decoded path.
         headers: by lower-case name; repeated ones joined (RFC 9110, section 5.3).
@@ -50,6 +51,7 @@ class Exchange:
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.headers: dict[bytes, bytes] = {}

@@ -12,24 +12,26 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
 
+import msgspec
 import trio
 
 from kars_router.errors import AgentError
+from kars_router.front import declared
 from kars_router.front.agents import AgentRegistry, AgentSession, TooManySessionsError
-from kars_router.front.calls import Calls, Undo, members
 from kars_router.front.exchange import JSON, Exchange, Header
-from kars_router.front.streams import answer, serve_get
-from kars_router.front.tools import ToolView
+from kars_router.front.handshake_caller import HandshakePort
+from kars_router.front.operations import Operations, members, text
+from kars_router.front.streams import Outlet, answer, serve_get
+from kars_router.session.caller import Reply
 from kars_router.session.supervisor import Supervisor
 from kars_router.telemetry import Metrics
-from kars_router.wire import eras, jsonrpc
+from kars_router.wire import eras, jsonrpc, levels, raw
 from kars_router.wire.jsonrpc import Kind, Message
 
-LIST_CHANGED: Final = jsonrpc.notification("notifications/tools/list_changed")
-# Agents list tools right after start-up and some never again, so the first list waits for
-# servers that are just being reached.
-_FIRST_LIST_SECONDS: Final = 5.0
 _MAX_BATCH: Final = 64
+_LOCAL: Final = frozenset(
+    {"ping", "initialize", "logging/setLevel", "resources/subscribe", "resources/unsubscribe"}
+)
 
 
 class LegacyServer:
@@ -39,7 +41,7 @@ class LegacyServer:
         supervisor: the upstream side.
         agents: the agent sessions.
         metrics: where things are counted.
-        call_limit: most calls at once, over all agents.
+        operations: what can be asked of the servers.
         version: the router's version, for `serverInfo`.
     """
 
@@ -49,16 +51,14 @@ class LegacyServer:
         agents: AgentRegistry,
         metrics: Metrics,
         *,
-        call_limit: int,
+        operations: Operations,
         version: str,
     ) -> None:
         self._supervisor = supervisor
         self._agents = agents
         self._metrics = metrics
+        self._operations = operations
         self._version = version
-        self._tools = ToolView(supervisor)
-        self.calls = Calls(supervisor, self._tools, limit=call_limit)
-        supervisor.subscribe(self._tools_changed)
 
     async def post(self, exchange: Exchange, endpoint: str, body: bytes) -> None:
         """Answers a POST.
@@ -86,21 +86,22 @@ class LegacyServer:
             return
         session = self.session_of(exchange, endpoint)
         if message.kind is not Kind.REQUEST:
-            # The router asks agents nothing in this era's present scope, and the notifications
-            # that it acts on are none; both are accepted as the transport demands.
+            self._take(session, message)
             await exchange.respond(202)
-            return
-        if message.method != "tools/call":
-            await exchange.respond(200, await self._handle(session, message, []), (JSON,))
-            return
-        await self._answer(exchange, partial(self._handle, session, message))
+        elif message.method == "ping":
+            await exchange.respond(200, jsonrpc.result(message.id, b"{}"), (JSON,))
+        else:
+            await self._answer(exchange, session, partial(self._handle, session, message))
 
     async def get(self, exchange: Exchange, endpoint: str) -> None:
         """Answers a GET: an event stream that lives as long as agent, session and router do."""
         session = self.session_of(exchange, endpoint)
-        if not self.calls.accepting:
-            raise AgentError(jsonrpc.REFUSED, "the router is shutting down", status=503)
-        await serve_get(exchange, session, self._metrics)
+        if not self._operations.accepting:
+            found = session.log.find(exchange.header(eras.LAST_EVENT_ID_HEADER))
+            # A call in flight may still be waited for.
+            if found is None or found[0].standing:
+                raise AgentError(jsonrpc.REFUSED, "the router is shutting down", status=503)
+        await serve_get(exchange, session)
 
     async def delete(self, exchange: Exchange, endpoint: str) -> None:
         """Answers a DELETE: ends the session."""
@@ -136,47 +137,48 @@ class LegacyServer:
             raise AgentError(
                 jsonrpc.INVALID_REQUEST, "unknown session; send initialize again", status=404
             )
+        self.join(session)
         return session
 
     async def drain(self) -> None:
         """Refuses new calls, ends GET streams, and waits for calls in flight."""
         self._agents.close_streams()
-        await self.calls.drain()
+        await self._operations.drain()
 
     async def _initialize(self, exchange: Exchange, endpoint: str, message: Message) -> None:
-        params = members(message)
-        asked = _text(params.get("protocolVersion"))
+        params = members(message.params)
+        asked = text(params.get("protocolVersion"))
         if asked is None:
             raise AgentError(jsonrpc.INVALID_PARAMS, "initialize needs a protocolVersion")
-        name = _client_name(params.get("clientInfo"))
+        name = raw.text((raw.fields(params.get("clientInfo")) or {}).get("name")) or ""
+        offered = declared.keep(params.get("capabilities"))
         revision = eras.negotiate(asked)
-        if not self.calls.accepting:
+        if not self._operations.accepting:
             raise AgentError(jsonrpc.REFUSED, "the router is shutting down", status=503)
+        capabilities = await self._operations.capabilities(endpoint)
         try:
-            session_id, _ = self._agents.create(revision, endpoint, name)
+            session_id, session = self._agents.create(revision, endpoint, name, offered)
         except TooManySessionsError as error:
             raise self._too_many() from error
+        self.join(session)
         result: dict[str, Any] = {
             "protocolVersion": revision,
-            "capabilities": {"tools": {"listChanged": True}},
+            "capabilities": msgspec.Raw(capabilities),
             "serverInfo": {"name": "kars-router", "version": self._version},
         }
-        if instructions := self._instructions(endpoint):
+        if instructions := self._operations.instructions(endpoint):
             result["instructions"] = instructions
         header: Header = (eras.SESSION_HEADER.encode(), session_id.encode())
         body = jsonrpc.result(message.id, jsonrpc.encode(result))
         await exchange.respond(200, body, (JSON, header))
 
-    def _instructions(self, endpoint: str) -> str:
-        servers = self._supervisor.servers
-        if endpoint:
-            runtime = servers.get(endpoint)
-            return runtime.instructions if runtime else ""
-        return "\n\n".join(
-            f"# {name}\n{runtime.instructions[:4096]}"
-            for name, runtime in servers.items()
-            if runtime.instructions
-        )
+    def join(self, session: AgentSession) -> HandshakePort:
+        """Makes a session known to the upstream side, if it is not yet."""
+        port = session.port
+        if not isinstance(port, HandshakePort):
+            port = session.port = HandshakePort(session)
+            self._supervisor.join(session.agent, port)
+        return port
 
     async def _batch(self, exchange: Exchange, endpoint: str, body: bytes) -> None:
         session = self.session_of(exchange, endpoint)
@@ -193,7 +195,7 @@ class LegacyServer:
             )
         answers: list[bytes | None] = [None] * len(parts)
 
-        async def one(index: int, part: bytes, undone: list[Undo]) -> None:
+        async def one(index: int, part: bytes, outlet: Outlet) -> None:
             try:
                 message = jsonrpc.parse(part)
             except jsonrpc.MalformedError as error:
@@ -201,62 +203,113 @@ class LegacyServer:
                 answers[index] = jsonrpc.error(error.id, value)
                 return
             if message.kind is Kind.REQUEST:
-                answers[index] = await self._handle(session, message, undone)
+                answers[index] = await self._handle(session, message, outlet)
+            else:
+                self._take(session, message)
 
-        async def work(undone: list[Undo]) -> bytes:
+        async def work(outlet: Outlet) -> bytes | None:
             async with trio.open_nursery() as nursery:
                 for index, part in enumerate(parts):
-                    nursery.start_soon(one, index, part, undone)
-            return b"[%b]" % b",".join(a for a in answers if a is not None)
+                    nursery.start_soon(one, index, part, outlet)
+            said = [a for a in answers if a is not None]
+            return b"[%b]" % b",".join(said) if said else None
 
         if any(_is_request(part) for part in parts):
-            await self._answer(exchange, work)
-        else:
-            await exchange.respond(202)
+            await self._answer(exchange, session, work)
+            return
+        for part in parts:
+            self._take(session, jsonrpc.parse(part))
+        await exchange.respond(202)
 
     async def _answer(
-        self, exchange: Exchange, work: Callable[[list[Undo]], Awaitable[bytes]]
+        self,
+        exchange: Exchange,
+        session: AgentSession,
+        work: Callable[[Outlet], Awaitable[bytes | None]],
     ) -> None:
-        undone: list[Undo] = []
         # An answer that its agent does not read takes as much room as one that is being made.
-        self.calls.unsent += 1
+        self._operations.unsent += 1
         try:
-            if await answer(exchange, lambda: work(undone)):
-                undone.clear()
+            await answer(exchange, session, work)
         finally:
-            self.calls.unsent -= 1
-            for undo in undone:
-                undo()
+            self._operations.unsent -= 1
 
-    async def _handle(self, session: AgentSession, message: Message, undone: list[Undo]) -> bytes:
+    async def _handle(
+        self, session: AgentSession, message: Message, outlet: Outlet
+    ) -> bytes | None:
         session.in_flight += 1
         try:
-            if message.method == "tools/call":
-                return await self.calls.make(session, message, undone)
-            if message.method == "tools/list":
-                return jsonrpc.result(message.id, await self._list(session, message))
-            if message.method == "ping":
-                return jsonrpc.result(message.id, b"{}")
-            if message.method == "initialize":
-                raise AgentError(jsonrpc.INVALID_REQUEST, "initialize cannot be part of a batch")
-            raise AgentError(jsonrpc.METHOD_NOT_FOUND, f"unknown method: {message.method[:128]}")
+            return await self._perform(session, message, outlet)
         except AgentError as error:
             return jsonrpc.error(message.id, jsonrpc.error_object(error.code, error.message))
         finally:
             session.in_flight -= 1
             session.touched = trio.current_time()
 
-    async def _list(self, session: AgentSession, message: Message) -> bytes:
-        raw = members(message).get("cursor", b"null")
-        cursor = _text(raw)
-        if raw != b"null" and cursor is None:
-            raise AgentError(jsonrpc.INVALID_PARAMS, "a cursor is a string")
-        endpoint = session.ticket.endpoint
-        await self._supervisor.wait_tried(_FIRST_LIST_SECONDS, endpoint)
-        return self._tools.page(endpoint, cursor)
+    async def _perform(
+        self, session: AgentSession, message: Message, outlet: Outlet
+    ) -> bytes | None:
+        port = self.join(session)
+        if message.method in _LOCAL:
+            wrong = await self._do(session, port, message)
+            empty = jsonrpc.result(message.id, b"{}")
+            return empty if wrong is None else jsonrpc.error(message.id, wrong)
+        caller = port.caller(outlet)
+        session.requests[message.id] = caller
+        try:
+            done = await self._operations.perform(port.who, message.method, message.params, caller)
+        finally:
+            session.questions.end(caller)
+            if session.requests.get(message.id) is caller:
+                del session.requests[message.id]
+        if done.withdrawn or caller.withdrawn:
+            for undo in done.undo:
+                undo()
+            return None
+        outlet.undo.extend(done.undo)
+        if done.error is not None:
+            return jsonrpc.error(message.id, done.error)
+        return jsonrpc.result(message.id, done.result or b"{}")
 
-    def _tools_changed(self, server: str) -> None:
-        self._agents.broadcast(LIST_CHANGED, lambda s: s.ticket.endpoint in ("", server))
+    async def _do(
+        self, session: AgentSession, port: HandshakePort, message: Message
+    ) -> bytes | None:
+        """Does what the router can do by itself; says what is wrong, as a JSON-RPC error object."""
+        wrong: bytes | None = None
+        match message.method:
+            case "initialize":
+                raise AgentError(jsonrpc.INVALID_REQUEST, "initialize cannot be part of a batch")
+            case "logging/setLevel":
+                self._set_level(session, port, message.params)
+            case "resources/subscribe":
+                wrong = await self._operations.subscribe(port.who, message.params)
+            case "resources/unsubscribe":
+                self._operations.unsubscribe(port.who, message.params)
+            case _:
+                pass  # a ping
+        return wrong
+
+    def _take(self, session: AgentSession, message: Message) -> None:
+        """Acts on what needs no answer; what it does not know it leaves alone."""
+        if message.kind is Kind.RESPONSE:
+            if not session.questions.answer(message.id, Reply(message.result, message.error)):
+                self._metrics.replies_dropped.inc()
+        elif message.method == "notifications/roots/list_changed":
+            self._supervisor.roots_changed(session.agent)
+        elif message.method == "notifications/cancelled":
+            params = raw.fields(message.params) or {}
+            caller = session.requests.get(bytes(params.get("requestId", b"")))
+            reason = bytes(params.get("reason", b""))
+            if caller is not None:
+                caller.withdraw(reason if reason.startswith(b'"') else b"")
+
+    def _set_level(self, session: AgentSession, port: HandshakePort, params: bytes) -> None:
+        level = text(members(params).get("level"))
+        if level not in levels.LEVELS:
+            known = ", ".join(levels.LEVELS)
+            raise AgentError(jsonrpc.INVALID_PARAMS, f"the level must be one of {known}")
+        port.log_level = level
+        self._supervisor.set_log_level(session.agent)
 
     def _too_many(self) -> AgentError:
         return AgentError(
@@ -264,22 +317,6 @@ class LegacyServer:
             f"there are {self._agents.limit} agent sessions, which is the limit; end one first",
             status=503,
         )
-
-
-def _text(value: bytes | None) -> str | None:
-    """A member's value if it is a string."""
-    if value is None or not value.startswith(b'"'):
-        return None
-    text: str = jsonrpc.decode(value)
-    return text
-
-
-def _client_name(info: bytes | None) -> str:
-    try:
-        name = jsonrpc.members(info or b"{}").get("name")
-    except jsonrpc.MalformedError:
-        return ""
-    return _text(None if name is None else bytes(name)) or ""
 
 
 def _is_request(part: bytes) -> bool:

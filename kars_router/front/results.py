@@ -19,44 +19,46 @@ SESSION_META: Final = "kars.azure.com/session"
 T = TypeVar("T")
 
 
-def response(ident: bytes, server: str, outcome: CallOutcome) -> bytes:
-    """The JSON-RPC response to a tools/call.
+def tool_result(server: str, outcome: CallOutcome) -> bytes:
+    """The result of a tools/call that did not end with a server's error.
 
-    A server's result or error passes unchanged, but for the notice of lost state, which is put in
-    front of the content and into `_meta`.
+    A server's result passes unchanged, but for the notice of lost state, which is put in front of
+    the content and into `_meta`.
 
     Args:
-        ident: the agent's request id, as JSON.
         server: the server that was called.
         outcome: how the call ended.
     """
-    if outcome.error is not None:
-        return jsonrpc.error(ident, outcome.error)
     if outcome.result is None:
-        return jsonrpc.result(ident, failed(server, outcome))
+        return failed(server, outcome)
     if outcome.reset is None:
-        return jsonrpc.result(ident, outcome.result)
-    return jsonrpc.result(ident, with_notice(server, outcome.result, outcome.reset))
+        return outcome.result
+    return with_notice(server, outcome.result, outcome.reset)
 
 
-def carries_notice(response: bytes) -> bool:
-    """Whether a response that `response` made for an outcome with a reset tells of it."""
-    return SESSION_META.encode() in response
+def failed_request(server: str, outcome: CallOutcome) -> bytes:
+    """The error object for any other request that the router could not complete."""
+    return jsonrpc.encode(
+        {
+            "code": jsonrpc.INTERNAL_ERROR,
+            "message": outcome.message,
+            "data": {CALL_META: _meta(server, outcome)},
+        }
+    )
+
+
+def carries_notice(result: bytes) -> bool:
+    """Whether a result that `tool_result` made for an outcome with a reset tells of it."""
+    return SESSION_META.encode() in result
 
 
 def failed(server: str, outcome: CallOutcome) -> bytes:
     """The tool result for a call that the router could not complete."""
-    meta = {
-        "fate": outcome.fate.value,
-        "code": outcome.code,
-        "server": server,
-        "retryable": outcome.retryable,
-    }
     return jsonrpc.encode(
         {
             "content": [{"type": "text", "text": outcome.message}],
             "isError": True,
-            "_meta": {CALL_META: meta},
+            "_meta": {CALL_META: _meta(server, outcome)},
         }
     )
 
@@ -94,6 +96,15 @@ def with_notice(server: str, result: bytes, reset: SessionReset) -> bytes:
             },
         }
     )
+
+
+def _meta(server: str, outcome: CallOutcome) -> dict[str, object]:
+    return {
+        "fate": outcome.fate.value,
+        "code": outcome.code,
+        "server": server,
+        "retryable": outcome.retryable,
+    }
 
 
 def _parts(read: Callable[[bytes], T], part: msgspec.Raw | None, default: bytes) -> T:

@@ -1,9 +1,12 @@
-"""Session ids that hold their session: sealed by authenticated encryption.
+"""Values that an agent keeps for the router: sealed by authenticated encryption.
 
-An id says who it was made for and cannot be read or altered without the key, so the router can
-rebuild a session from it after a restart. The key comes from a file that is made once.
+What is sealed cannot be read or altered without the key. Session ids say who they were made for,
+so the router can rebuild a session from one after a restart; request states lead back to a call
+that waits. The key comes from a file that is made once; each use has a purpose of its own, so
+that what was sealed for one opens nothing for another.
 
-Source: RFC 8439 (ChaCha20-Poly1305); MCP 2025-11-25 "Session Management" (visible ASCII).
+Source: RFC 8439 (ChaCha20-Poly1305); MCP 2025-11-25 "Session Management" (visible ASCII); MCP
+2026-07-28 "Multi Round-Trip Requests" (the integrity of `requestState`).
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import contextlib
 import os
 import secrets
 from pathlib import Path
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import msgspec
 from cryptography.exceptions import InvalidTag
@@ -29,6 +32,7 @@ _TAG_BYTES: Final = 16
 _LONGEST: Final = 4096
 # Bound into the seal, so that a key used for something else later opens no session ids.
 _PURPOSE: Final = b"kars-router agent session id, version 1"
+T = TypeVar("T")
 
 
 class Ticket(
@@ -40,6 +44,7 @@ class Ticket(
         "endpoint": "e",
         "created": "t",
         "client": "n",
+        "capabilities": "c",
     },
 ):
     """What a session id holds.
@@ -50,6 +55,7 @@ class Ticket(
         endpoint: the one server it is for, or "" for all.
         created: seconds since the epoch.
         client: the client's name for itself; untrusted.
+        capabilities: what the client declared, as a JSON object.
     """
 
     agent: str
@@ -57,39 +63,65 @@ class Ticket(
     endpoint: str
     created: float
     client: str = ""
+    capabilities: str = "{}"
 
 
-class Sealer:
-    """Seals and opens session ids.
+class Seal(Generic[T]):
+    """Seals and opens values of one kind, for one purpose.
+
+    Args:
+        key: 32 bytes.
+        purpose: says what is sealed and in which version; no purpose begins with another one.
+        kind: the type of the values.
+    """
+
+    def __init__(self, key: bytes, purpose: bytes, kind: type[T]) -> None:
+        self._cipher = ChaCha20Poly1305(key)
+        self._purpose = purpose
+        self._decoder = msgspec.json.Decoder(kind)
+
+    def seal(self, value: T, bound: bytes = b"") -> str:
+        """Seals a value.
+
+        Args:
+            value: what to seal.
+            bound: what it belongs to; it opens only together with the same.
+
+        Returns:
+            base64url; some 40 characters more than a third above the value's JSON.
+        """
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        text = msgspec.json.encode(value)
+        return _spell(nonce + self._cipher.encrypt(nonce, text, self._purpose + bound))
+
+    def open(self, text: str, bound: bytes = b"") -> T | None:
+        """The value in a text; None if it was not made with this key for this purpose.
+
+        Args:
+            text: what is to be opened; anything.
+            bound: what it must belong to.
+        """
+        if len(text) > _LONGEST or not text.isascii():
+            return None
+        try:
+            raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+            if len(raw) < _NONCE_BYTES + _TAG_BYTES or _spell(raw) != text:
+                return None  # the last character has bits that decoding ignores
+            nonce, sealed = raw[:_NONCE_BYTES], raw[_NONCE_BYTES:]
+            return self._decoder.decode(self._cipher.decrypt(nonce, sealed, self._purpose + bound))
+        except (binascii.Error, InvalidTag, msgspec.DecodeError):
+            return None
+
+
+class Sealer(Seal[Ticket]):
+    """Seals and opens session ids, about 200 characters each.
 
     Args:
         key: 32 bytes.
     """
 
     def __init__(self, key: bytes) -> None:
-        self._cipher = ChaCha20Poly1305(key)
-        self._decoder: msgspec.json.Decoder[Ticket] = msgspec.json.Decoder(Ticket)
-
-    def seal(self, ticket: Ticket) -> str:
-        """A session id for a ticket: base64url, about 200 characters."""
-        nonce = secrets.token_bytes(_NONCE_BYTES)
-        sealed = self._cipher.encrypt(nonce, msgspec.json.encode(ticket), _PURPOSE)
-        return _spell(nonce + sealed)
-
-    def open(self, session_id: str) -> Ticket | None:
-        """The ticket in a session id; None if it was not made with this key."""
-        if len(session_id) > _LONGEST or not session_id.isascii():
-            return None
-        try:
-            raw = base64.b64decode(
-                session_id + "=" * (-len(session_id) % 4), altchars=b"-_", validate=True
-            )
-            if len(raw) < _NONCE_BYTES + _TAG_BYTES or _spell(raw) != session_id:
-                return None  # the last character has bits that decoding ignores
-            text = self._cipher.decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], _PURPOSE)
-            return self._decoder.decode(text)
-        except (binascii.Error, InvalidTag, msgspec.DecodeError):
-            return None
+        super().__init__(key, _PURPOSE, Ticket)
 
 
 def _spell(raw: bytes) -> str:

@@ -7,11 +7,10 @@ Source: MCP 2025-11-25 "Tools", "Pagination" (cursors are opaque; a bad one is -
 
 from __future__ import annotations
 
-import base64
-import binascii
-from typing import Any, Final
+from typing import Final
 
 from kars_router.errors import AgentError
+from kars_router.front import cursors
 from kars_router.model import Tool
 from kars_router.session.server import ServerRuntime
 from kars_router.session.supervisor import Supervisor
@@ -50,12 +49,12 @@ class ToolView:
         listed = self._listed(endpoint)
         start = 0
         if cursor is not None:
-            after = _open_cursor(cursor)
+            after = tuple(cursors.read(cursor, str, str))
             start = next((i for i, tool in enumerate(listed) if _order(tool) > after), len(listed))
         chosen = _within(listed[start : start + PAGE_SIZE])
         body = b",".join(tool.own if endpoint else tool.public for tool in chosen)
         if start + len(chosen) < len(listed):
-            following = jsonrpc.encode(_make_cursor(_order(chosen[-1])))
+            following = jsonrpc.encode(cursors.make(*_order(chosen[-1])))
             return b'{"tools":[%b],"nextCursor":%b}' % (body, following)
         return b'{"tools":[%b]}' % body
 
@@ -123,17 +122,3 @@ def _within(tools: list[Tool]) -> list[Tool]:
 
 def _order(tool: Tool) -> tuple[str, str]:
     return tool.server, tool.name
-
-
-def _make_cursor(after: tuple[str, str]) -> str:
-    return base64.urlsafe_b64encode(jsonrpc.encode(after)).decode("ascii")
-
-
-def _open_cursor(cursor: str) -> tuple[str, str]:
-    try:
-        value: Any = jsonrpc.decode(base64.b64decode(cursor, altchars=b"-_", validate=True))
-    except (binascii.Error, ValueError) as error:
-        raise AgentError(jsonrpc.INVALID_PARAMS, "unknown cursor") from error
-    if not isinstance(value, list) or [type(part) for part in value] != [str, str]:
-        raise AgentError(jsonrpc.INVALID_PARAMS, "unknown cursor")
-    return value[0], value[1]

@@ -8,6 +8,7 @@ Source: MCP 2025-11-25 "Tools / Listing Tools", "Pagination".
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from attrs import field, frozen
@@ -15,7 +16,8 @@ from attrs import field, frozen
 from kars_router.errors import CallFailed
 from kars_router.model import Failure, Phase, Sent, ServerInfo, Tool
 from kars_router.telemetry import log
-from kars_router.wire import jsonrpc, names
+from kars_router.wire import content, jsonrpc, names, params, uris
+from kars_router.wire.params import HeaderPlan
 
 _MAX_PAGES: Final = 100
 _LONGEST_NAME: Final = 256
@@ -42,10 +44,12 @@ class Catalogue:
     Attributes:
         tools: by the tool's own name, in the server's order.
         hidden: how many tools no plugin admitted.
+        plans: which arguments a call repeats in headers, for the tools that want it.
     """
 
     tools: Mapping[str, Tool] = field(factory=dict)
     hidden: int = 0
+    plans: Mapping[str, HeaderPlan] = field(factory=dict)
 
     def same_as(self, other: Catalogue) -> bool:
         """Whether both show the agent the same."""
@@ -70,9 +74,9 @@ async def read_definitions(server: str, fetch: Fetch, *, limit: int) -> list[Def
     found: list[Definition] = []
     size = 0
     seen: set[str] = set()
-    params = b""
+    wanted = b""
     for _ in range(_MAX_PAGES):
-        items, cursor = _page(server, await fetch(params))
+        items, cursor = _page(server, await fetch(wanted))
         for item in items:
             size += len(item)
             if len(found) >= limit or size > _MOST_BYTES:
@@ -87,17 +91,27 @@ async def read_definitions(server: str, fetch: Fetch, *, limit: int) -> list[Def
             log().warning("tools_cursor_cycle", server=server)
             return found
         seen.add(cursor)
-        params = jsonrpc.encode({"cursor": cursor})
+        wanted = jsonrpc.encode({"cursor": cursor})
     log().warning("tools_too_many_pages", server=server, limit=_MAX_PAGES)
     return found
 
 
-def build(info: ServerInfo, definitions: list[Definition], admits: Admits) -> Catalogue:
+def build(
+    info: ServerInfo, definitions: list[Definition], admits: Admits, *, stateful: bool = True
+) -> Catalogue:
     """Admits and names a server's tools.
 
     A name that occurs twice is taken once, the first time, and the log says so.
+
+    Args:
+        info: the server.
+        definitions: its tools.
+        admits: says which of them agents may see.
+        stateful: whether the server is of the handshake era, in which nobody heeds annotations
+            for headers; in the other one, a tool with impossible ones must be left out.
     """
     tools: dict[str, Tool] = {}
+    plans: dict[str, HeaderPlan] = {}
     hidden = 0
     for definition in definitions:
         name = definition.name
@@ -107,12 +121,22 @@ def build(info: ServerInfo, definitions: list[Definition], admits: Admits) -> Ca
         if not admits(info, name, definition.value):
             hidden += 1
             continue
+        try:
+            plan = params.plan(definition.value.get("inputSchema"))
+        except params.InvalidAnnotation as error:
+            if not stateful:
+                log().warning("tool_unusable", server=info.name, tool=name, error=str(error))
+                continue
+        else:
+            if plan:
+                plans[name] = plan
         public = names.public_name(info.name, name)
-        renamed = {**jsonrpc.members(definition.raw), "name": public}
+        shown = content.tool_definition(definition.raw, partial(uris.wrap, info.name))
+        renamed = {**jsonrpc.members(shown), "name": public}
         tools[name] = Tool(
             info.name, name, public, definition.value, definition.raw, jsonrpc.encode(renamed)
         )
-    return Catalogue(tools, hidden)
+    return Catalogue(tools, hidden, plans)
 
 
 def _page(server: str, result: bytes) -> tuple[list[bytes], str | None]:

@@ -16,6 +16,7 @@ from typing import Final
 import trio
 
 from kars_router.errors import CallFailed
+from kars_router.loss import CHANNEL_CLOSED
 from kars_router.model import Failure
 from kars_router.session.backoff import Backoff
 from kars_router.telemetry import log
@@ -114,6 +115,10 @@ class Listener:
             except CallFailed as error:
                 failure = error.failure
             nursery.cancel_scope.cancel()
+        if failure is not None and failure.code == CHANNEL_CLOSED:
+            # There is no other stream to be had: the session's calls went over this one, too.
+            self._lost(failure)
+            return self._stop(ListenState.CLOSED)
         if failure is not None and (self.opened == opened_before or failure.status != 200):
             return await self._refused(failure, position)
         # The stream was open and ended, broke, or went silent. Playwright loses a ping, and with

@@ -5,6 +5,8 @@ Must not know how it is sent or what is done about a failure.
 
 from __future__ import annotations
 
+import math
+
 import trio
 from attrs import define, field
 
@@ -26,6 +28,10 @@ class Pending:
         reply: the server's response, once there is one.
         failure: what went wrong instead.
         lost: whether the session was lost with this failure.
+        cancelled: whether whoever made it has cancelled it.
+        reason: why, as a JSON string, or empty.
+        token: the progress token of whoever made it, as JSON, or empty.
+        scope: where it is being sent; its deadline is the time limit.
     """
 
     ident: bytes
@@ -35,6 +41,12 @@ class Pending:
     reply: Message | None = None
     failure: Failure | None = None
     lost: bool = False
+    cancelled: bool = False
+    reason: bytes = b""
+    token: bytes = b""
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    _paused: int = 0
+    _left: float = math.inf
     _done: trio.Event = field(factory=trio.Event)
 
     @property
@@ -57,6 +69,29 @@ class Pending:
         self.failure, self.lost = failure, lost
         self._done.set()
         return True
+
+    def cancel(self, reason: bytes = b"") -> None:
+        """Has it given up, and its server told if the message had left; never waits.
+
+        It then ends with a failure of code `cancelled`.
+        """
+        if self.done or self.cancelled:
+            return
+        self.cancelled, self.reason = True, reason
+        self.scope.cancel()
+
+    def pause(self) -> None:
+        """Stops the clock of its time limit, because the server waits for somebody."""
+        if not self._paused:
+            self._left = self.scope.deadline - trio.current_time()
+            self.scope.deadline = math.inf
+        self._paused += 1
+
+    def resume(self) -> None:
+        """Lets the clock go on; each `pause` needs one."""
+        self._paused -= 1
+        if not self._paused and not self.done:
+            self.scope.deadline = trio.current_time() + self._left
 
     async def wait(self) -> None:
         """Waits for the end. Cancellation leaves the request on its way."""

@@ -1,47 +1,51 @@
-"""One configured server while the router runs: its catalogue, its slots, its health.
+"""One configured server while the router runs: its slots, and where its notifications go.
 
-Owns the session that reads the catalogue (the shared one, where sessions are shared), when the
-catalogue is read again, and the idle limit. Must not know agents beyond their identifier.
+Owns the session of the router itself (the shared one, where sessions are shared), which strategy
+opens sessions, and the idle limit. Must not know HTTP or what agents call things.
 """
 
 from __future__ import annotations
 
 import logging
-import random
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import trio
 from attrs import frozen
 
-from kars_router.config.schema import Server, SessionScope
-from kars_router.errors import CallFailed, UpstreamError
+from kars_router.config.globs import matches_any
+from kars_router.config.schema import Era, Server, SessionScope
+from kars_router.errors import HandshakeError
 from kars_router.hookspecs import Credentials
-from kars_router.model import Failure, Phase, Sent, ServerInfo
+from kars_router.model import Failure, Phase, ServerInfo
 from kars_router.plugins import Plugins
-from kars_router.session import catalogue
-from kars_router.session.backoff import Backoff
+from kars_router.session.base import Session
+from kars_router.session.caller import AgentPort, Caller
 from kars_router.session.catalogue import Catalogue
+from kars_router.session.eras import Verdict, open_by_era
+from kars_router.session.keeper import Keeper
 from kars_router.session.listener import ListenState
 from kars_router.session.records import Records
 from kars_router.session.slot import Slot
-from kars_router.session.upstream import SessionOptions, UpstreamSession, open_session
+from kars_router.session.stateless import open_stateless
+from kars_router.session.upstream import SessionOptions, open_session
 from kars_router.telemetry import Metrics, log
 from kars_router.transports.base import Connection, Deliver
-from kars_router.wire.jsonrpc import Message
+from kars_router.wire import capabilities, jsonrpc
+from kars_router.wire.params import HeaderPlan
 
-_DEBOUNCE_SECONDS: Final = 0.2
-_RETRY_CAP: Final = 10.0
+LIST_CHANGED: Final = {
+    "notifications/tools/list_changed": "tools",
+    "notifications/prompts/list_changed": "prompts",
+    "notifications/resources/list_changed": "resources",
+}
+UPDATED: Final = "notifications/resources/updated"
 _RESTARTED: Final = "the router was restarted"
 _RECONFIGURED: Final = "the server's configuration changed"
-# A session that was lost sooner was not worth opening: the next one is not hurried.
-_SHORT_LIVED: Final = 5.0
-# The GET stream opens within moments, and what is read after that cannot miss a change.
-_OPENING_SECONDS: Final = 0.2
-_LISTING_PAGES: Final = 4
 _CLOSE_SECONDS: Final = 2.0
+_NOBODY: Final[Caller | None] = None
 
 
 class Connector(Protocol):
@@ -63,7 +67,12 @@ class Connector(Protocol):
 
 @frozen(kw_only=True)
 class Surroundings:
-    """What every server of a router shares."""
+    """What every server of a router shares.
+
+    Attributes:
+        ports: the agents that are there, by identifier.
+        changed: told the name of a server whose tools have changed.
+    """
 
     plugins: Plugins
     metrics: Metrics
@@ -71,6 +80,7 @@ class Surroundings:
     version: str
     tool_limit: int
     changed: Callable[[str], None]
+    ports: Mapping[str, AgentPort]
 
 
 class ServerRuntime:
@@ -87,10 +97,8 @@ class ServerRuntime:
 
     Attributes:
         settings: its configuration.
-        catalogue: the tools it was last seen to offer; kept while it is down.
-        state: `starting`, `ready` or `down`.
-        error: what was wrong last, for the operator; empty if nothing is.
-        tried: set once the first attempt to read the catalogue has ended.
+        keeper: what is known of it.
+        slots: its sessions' places, by agent; "" is the router's own, or the shared one.
     """
 
     def __init__(
@@ -105,43 +113,81 @@ class ServerRuntime:
     ) -> None:
         self.name = name
         self.settings = settings
-        self.info = _info(name, settings)
-        self.state = "starting"
-        self.error = ""
-        self.tried = trio.Event()
         self.slots: dict[str, Slot] = {}
-        self.instructions: str = replaces.instructions if replaces else ""
-        self._definitions: list[catalogue.Definition] = replaces._definitions if replaces else []
         self._fresh_reason = _RECONFIGURED if reconfigured else _RESTARTED
         self._connector = connector
         self._around = around
-        self._credentials = around.plugins.credentials(self.info)
-        self.catalogue = self._build()
-        self._relist = trio.Event()
-        self._unheard = False
-        self._poked = trio.Event()
-        self._attempted = trio.Event()
+        info = _info(name, settings)
+        self._credentials = around.plugins.credentials(info)
+        self.keeper: Keeper = Keeper(
+            info,
+            around.plugins.admits_tool,
+            connect_timeout=settings.timeouts.connect,
+            tool_limit=around.tool_limit,
+            changed=partial(around.changed, name),
+            before=replaces.keeper if replaces else None,
+        )
+        self._verdict = Verdict(None if settings.era is Era.AUTO else settings.era)
         self._nursery: trio.Nursery | None = None
         self._scope = trio.CancelScope()
         self._stopped = trio.Event()
 
     @property
+    def info(self) -> ServerInfo:
+        """The server, as plugins may know it."""
+        return self.keeper.info
+
+    @property
+    def state(self) -> str:
+        """`starting`, `ready` or `down`."""
+        return self.keeper.state
+
+    @property
+    def error(self) -> str:
+        """What was wrong last, for the operator; empty if nothing is."""
+        return self.keeper.error
+
+    @property
+    def tried(self) -> trio.Event:
+        """Set once the first attempt to read the tools has ended."""
+        return self.keeper.tried
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The tools that it was last seen to offer; kept while it is down."""
+        return self.keeper.catalogue
+
+    @property
+    def instructions(self) -> str:
+        """Its instructions for the model."""
+        return self.keeper.instructions
+
+    @property
     def shared(self) -> bool:
         """Whether all agents share one session."""
-        return self.settings.session_scope is SessionScope.SHARED
+        return self.settings.session_scope is SessionScope.SHARED or self.keeper.stateful is False
+
+    def admits_resource(self, uri: str) -> bool:
+        """Whether agents may list and read a resource."""
+        allowed = self.settings.allowed_resources
+        return bool(self.settings.allowed_tools) if allowed is None else matches_any(uri, allowed)
+
+    def admits_prompt(self, name: str) -> bool:
+        """Whether agents may list and get a prompt."""
+        allowed = self.settings.allowed_prompts
+        return bool(self.settings.allowed_tools) if allowed is None else matches_any(name, allowed)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Reads the catalogue, keeps it fresh, and runs the slots, until stopped or cancelled."""
+        """Keeps what is known of the server fresh, and runs the slots, until stopped."""
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
+                    own = self._new_slot("", nursery)
                     task_status.started()
                     try:
-                        keeper = self._new_slot("", nursery)
                         nursery.start_soon(self._expire)
-                        nursery.start_soon(self._lose_patience)
-                        await self._keep(keeper)
+                        await self.keeper.run(own)
                     finally:
                         # Before the nursery can close: whoever uses it then gets an error.
                         self._nursery = None
@@ -153,19 +199,26 @@ class ServerRuntime:
 
     async def try_now(self, seconds: float) -> None:
         """Has a server that is down tried at once; waits for that for so many seconds at most."""
-        if self.state == "ready" or self._nursery is None:
-            return
-        self._poked.set()
-        with trio.move_on_after(seconds):
-            await self._attempted.wait()
+        if self._nursery is not None:
+            await self.keeper.try_now(seconds)
 
     async def stop(self) -> None:
         """Ends every session of the server; returns when that is done."""
         self._scope.cancel()
         await self._stopped.wait()
 
-    def slot_for(self, agent: str) -> Slot | None:
-        """The slot whose sessions serve an agent; None once the server is stopping."""
+    async def slot_for(self, agent: str) -> Slot | None:
+        """The slot whose sessions serve an agent; None once the server is stopping.
+
+        Raises:
+            HandshakeError: the server has not been reached so far, and still cannot be.
+        """
+        if self.keeper.stateful is None and not self.shared and self._verdict.current is None:
+            # Whether agents have sessions of their own depends on the server's era.
+            own = self.slots.get("")
+            if own is not None and agent not in self.slots:
+                session = await own.acquire()
+                self.keeper.stateful = session.stateful
         key = "" if self.shared else agent
         slot = self.slots.get(key)
         if slot is None and self._nursery is not None:
@@ -176,17 +229,32 @@ class ServerRuntime:
         """The slot whose sessions serve an agent, if there is one already."""
         return self.slots.get("" if self.shared else agent)
 
+    async def reading_session(self, agent: str) -> Session:
+        """A session to read lists with: the agent's, if it has one, else the router's own.
+
+        Raises:
+            HandshakeError: the server cannot be reached.
+        """
+        slot = self.existing_slot(agent)
+        if slot is not None and (session := slot.session) is not None and session.alive:
+            return session
+        own = self.slots.get("")
+        if own is None:
+            raise HandshakeError(_stopping(self.name))
+        return await own.acquire()
+
     def end_agent(self, agent: str, reason: str) -> None:
         """Ends an agent's own sessions, in the background; shared ones live on."""
-        slot = None if self.shared else self.slots.pop(agent, None)
+        slot = self.slots.pop(agent, None) if agent else None
         if slot is not None and self._nursery is not None:
             self._nursery.start_soon(slot.close, reason)
+        for other in self.slots.values():
+            other.forget(agent)
 
     def update(self, settings: Server) -> None:
-        """Takes over settings that concern no session: which tools are admitted, and limits."""
+        """Takes over settings that concern no session: what is admitted, and limits."""
         self.settings = settings
-        self.info = _info(self.name, settings)
-        self._rebuild()
+        self.keeper.rebuild(_info(self.name, settings))
 
     def _new_slot(self, key: str, nursery: trio.Nursery) -> Slot:
         records = self._around.records
@@ -198,7 +266,7 @@ class ServerRuntime:
         slot = Slot(
             self.name,
             key,
-            partial(self._open, key),
+            self._open,
             self._around.metrics,
             opened=self._around.plugins.session_opened,
             closed=self._around.plugins.session_closed,
@@ -211,115 +279,75 @@ class ServerRuntime:
         nursery.start_soon(slot.run)
         return slot
 
-    def _open(self, agent: str) -> AbstractAsyncContextManager[UpstreamSession]:
+    @asynccontextmanager
+    async def _open(self, slot: Slot) -> AsyncIterator[Session]:
+        agent = slot.agent
+        port = self._around.ports.get(agent)
         timeouts = self.settings.timeouts
         options = SessionOptions(
             server=self.name,
             connect_timeout=timeouts.connect,
             silence=self.settings.listen_silence,
             client_version=self._around.version,
+            capabilities=capabilities.offered_upstream(port.capabilities) if port else b"{}",
+            input_timeout=timeouts.input,
+            roots=slot.roots,
+            bystander=partial(port.bystander, self.name) if port else lambda: _NOBODY,
         )
-        return open_session(
-            options,
-            lambda deliver: self._connector.connect(deliver, self._credentials),
-            classify=self._around.plugins.classify_loss,
-            metrics=self._around.metrics,
-            on_notification=self._notified,
-            on_listen=partial(self._listening, agent),
-        )
+        common: dict[str, Any] = {
+            "classify": self._around.plugins.classify_loss,
+            "metrics": self._around.metrics,
+            "notify": partial(self._notified, agent),
+            "on_listen": partial(self._listening, agent),
+        }
 
-    async def _keep(self, keeper: Slot) -> None:
-        backoff = Backoff(0.25, _RETRY_CAP, random.random)
-        last: UpstreamSession | None = None
-        since = 0.0
-        while True:
-            try:
-                session = await keeper.acquire()
-                if session is not last:
-                    last, since = session, trio.current_time()
-                    with trio.move_on_after(_OPENING_SECONDS):
-                        await session.listener.settled.wait()
-                self._relist = trio.Event()
-                self._unheard = session.listener.opened == 0
-                await self._read(session)
-            except UpstreamError as error:
-                self._down(error.failure)
-                self._settle()
-                with trio.move_on_after(backoff.next()):
-                    await self._poked.wait()
-                continue
-            self._settle()
-            await _either(session.ended, self._relist)
-            if trio.current_time() - since >= _SHORT_LIVED:
-                backoff.reset()
-            elif session.ended.is_set():
-                await trio.sleep(backoff.next())
-            # Servers announce a change several times within milliseconds.
-            await trio.sleep(_DEBOUNCE_SECONDS)
+        def handshake() -> AbstractAsyncContextManager[Session]:
+            return open_session(options, self._connect, **common)
 
-    async def _read(self, session: UpstreamSession) -> None:
-        page_limit = self.settings.timeouts.connect * 2
-
-        async def fetch(params: bytes) -> bytes:
-            return await session.request("tools/list", params, time_limit=page_limit)
-
-        capabilities = session.initialized.get("capabilities")
-        if isinstance(capabilities, dict) and "tools" in capabilities:
-            limit = self._around.tool_limit
-            try:
-                with trio.fail_after(_LISTING_PAGES * page_limit):
-                    found = await catalogue.read_definitions(self.name, fetch, limit=limit)
-            except trio.TooSlowError as error:
-                raise _slow(self.name, _LISTING_PAGES * page_limit) from error
-            self._definitions = found
-        else:
-            self._definitions = []
-        text = session.initialized.get("instructions")
-        self.instructions = text if isinstance(text, str) else ""
-        if self.state != "ready":
-            log().info("server_ready", server=self.name, tools=len(self._definitions))
-        self.state, self.error = "ready", ""
-        self._rebuild()
-
-    def _rebuild(self) -> None:
-        fresh = self._build()
-        changed = not fresh.same_as(self.catalogue)
-        self.catalogue = fresh
-        if changed:
-            log().info(
-                "tools_changed", server=self.name, tools=len(fresh.tools), hidden=fresh.hidden
+        def stateless() -> AbstractAsyncContextManager[Session]:
+            return open_stateless(
+                options, self._connect, plans=self._plan, relist=self.keeper.reread, **common
             )
-            self._around.changed(self.name)
 
-    def _build(self) -> Catalogue:
-        return catalogue.build(self.info, self._definitions, self._around.plugins.admits_tool)
+        async with open_by_era(self._verdict, handshake=handshake, stateless=stateless) as session:
+            slot.log_level = slot.log_level or (port.log_level if port else "")
+            session.restore(slot.watchers.uris, slot.log_level)
+            yield session
 
-    async def _lose_patience(self) -> None:
-        # Other servers' tools and the router's readiness do not wait for a list without an end.
-        seconds = self.settings.timeouts.connect * 2
-        await trio.sleep(seconds)
-        if not self.tried.is_set():
-            self.error = f"{self.name}: its tools are not known after {seconds:g} s"
-            log().warning("server_slow", server=self.name, seconds=seconds)
-            self.tried.set()
+    def _connect(self, deliver: Deliver) -> Connection:
+        return self._connector.connect(deliver, self._credentials)
 
-    def _settle(self) -> None:
-        self.tried.set()
-        attempted, self._attempted = self._attempted, trio.Event()
-        self._poked = trio.Event()
-        attempted.set()
-
-    def _down(self, failure: Failure) -> None:
-        self.error = failure.summary()
-        if self.state != "down":
-            self.state = "down"
-            log().warning("server_down", server=self.name, failure=self.error)
-
-    def _notified(self, message: Message) -> None:
-        if message.method == "notifications/tools/list_changed":
-            self._relist.set()
+    def _notified(self, agent: str, method: str, params: bytes) -> None:
+        if method == "notifications/tools/list_changed":
+            self.keeper.relist()
+        elif method in LIST_CHANGED:
+            self._tell(self._audience(agent), method, params)
+        elif method == UPDATED:
+            slot = self.slots.get(agent)
+            self._tell(slot.watchers.of(_uri(params)) if slot else (), method, params)
+        elif agent or self.shared:
+            self._tell([agent] if agent else list(self._around.ports), method, params)
         else:
             self._around.metrics.dropped.labels(self.name, "notification").inc()
+
+    def _audience(self, agent: str) -> list[str]:
+        if agent:
+            return [agent]
+        # Those with a session of their own hear of it there.
+        alone = {
+            key
+            for key, slot in self.slots.items()
+            if key and slot.session and slot.session.listen_state is ListenState.OPEN
+        }
+        return [agent for agent in self._around.ports if agent not in alone]
+
+    def _tell(self, agents: Iterable[str], method: str, params: bytes) -> None:
+        for agent in agents:
+            port = self._around.ports.get(agent)
+            if port is None:
+                self._around.metrics.dropped.labels(self.name, "notification").inc()
+            else:
+                port.notify(self.name, method, params)
 
     def _listening(self, agent: str, old: ListenState | None, new: ListenState) -> None:
         gauge = self._around.metrics.listen_state
@@ -327,17 +355,10 @@ class ServerRuntime:
             gauge.labels(self.name, old.value).dec()
         if new is not ListenState.CLOSED:
             gauge.labels(self.name, new.value).inc()
-        if not agent and self.state == "ready":
-            if new is ListenState.WAITING:
-                self.error = "the GET stream is interrupted; it is being opened again"
-            elif new is ListenState.OPEN:
-                self.error = ""
         level = logging.DEBUG if new is ListenState.OPENING else logging.INFO
         log().log(level, "listen_state", server=self.name, agent=agent, state=new.value)
-        if new is ListenState.OPEN and not agent and self._unheard:
-            # What changed after the tools were read and before this was not announced to us.
-            self._unheard = False
-            self._relist.set()
+        if not agent:
+            self.keeper.listening(new)
 
     async def _expire(self) -> None:
         idle = self.settings.timeouts.idle
@@ -347,6 +368,9 @@ class ServerRuntime:
             for key, slot in list(self.slots.items()):
                 if key:
                     slot.retire_if_idle(idle)
+
+    def _plan(self, tool: str) -> HeaderPlan | None:
+        return self.catalogue.plans.get(tool)
 
 
 def _info(name: str, settings: Server) -> ServerInfo:
@@ -358,24 +382,13 @@ def _info(name: str, settings: Server) -> ServerInfo:
     )
 
 
-def _slow(server: str, seconds: float) -> CallFailed:
-    return CallFailed(
-        Failure(
-            server=server,
-            phase=Phase.RESULT,
-            sent=Sent.YES,
-            method="tools/list",
-            code="timeout",
-            detail=f"tools/list did not come to an end within {seconds:g} s",
-        )
-    )
+def _uri(params: bytes) -> str:
+    try:
+        uri = jsonrpc.decode(bytes(jsonrpc.members(params).get("uri", b"null")))
+    except jsonrpc.MalformedError:
+        return ""
+    return uri if isinstance(uri, str) else ""
 
 
-async def _either(first: trio.Event, second: trio.Event) -> None:
-    async def watch(event: trio.Event, scope: trio.CancelScope) -> None:
-        await event.wait()
-        scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(watch, first, nursery.cancel_scope)
-        nursery.start_soon(watch, second, nursery.cancel_scope)
+def _stopping(server: str) -> Failure:
+    return Failure(server=server, phase=Phase.CONNECT, code="closing", detail="shutting down")

@@ -16,14 +16,17 @@ from attrs import define, field
 
 from kars_router.errors import HandshakeError
 from kars_router.model import Failure, LossVerdict, Phase, SessionInfo, SessionReset
-from kars_router.session.upstream import UpstreamSession
+from kars_router.session.base import Session
+from kars_router.session.questions import RootsMemory
+from kars_router.session.watchers import Watchers
 from kars_router.telemetry import Metrics, log
+from kars_router.wire import levels
 
 # Calls in flight at a loss get their own verdict: most servers refuse each of them at once, and
 # what was refused can be replayed, whereas what is cut off has an unknown fate.
 _LOSS_GRACE: Final = 2.0
 
-Opener = Callable[[], AbstractAsyncContextManager[UpstreamSession]]
+Opener = Callable[["Slot"], AbstractAsyncContextManager[Session]]
 
 
 @define(eq=False)
@@ -38,7 +41,7 @@ class Slot:
     Args:
         server: the server's configured name.
         agent: the agent session it belongs to; "" if shared.
-        opener: opens one session.
+        opener: opens one session for the slot.
         metrics: where generations and losses are counted.
         opened: told of each new session.
         closed: told of each ended one, with the reason.
@@ -60,10 +63,13 @@ class Slot:
         self.server = server
         self.agent = agent
         self.generation = generation
-        self.session: UpstreamSession | None = None
+        self.session: Session | None = None
         self.info: SessionInfo | None = None
         self.last_used = trio.current_time()
         self.lost_reason = lost_reason
+        self.log_level = ""
+        self.roots = RootsMemory()
+        self.watchers = Watchers()
         self._opener = opener
         self._metrics = metrics
         self._opened = opened
@@ -91,7 +97,7 @@ class Slot:
             self._settle(_closing(self.server))
             self._finished.set()
 
-    async def acquire(self) -> UpstreamSession:
+    async def acquire(self) -> Session:
         """The live session; opened first if there is none, once for all who ask meanwhile.
 
         Raises:
@@ -137,6 +143,16 @@ class Slot:
             reason = self.lost_reason or "the session was replaced"
             self._owed[agent] = SessionReset(generation, reason)
 
+    def want_level(self, level: str) -> None:
+        """Has log messages of a level sent, beside those that somebody wanted before."""
+        self.set_level(levels.most_verbose([self.log_level, level]))
+
+    def set_level(self, level: str) -> None:
+        """Says which log messages are wanted, now and in later sessions."""
+        self.log_level = level
+        if self.session is not None:
+            self.session.set_log_level(level)
+
     def take_reset(self, agent: str) -> SessionReset | None:
         """What the agent has to be told of lost state; asked once for each result."""
         return self._owed.pop(agent, None)
@@ -146,8 +162,11 @@ class Slot:
         self._owed.setdefault(agent, reset)
 
     def forget(self, agent: str) -> None:
-        """Forgets what an agent that is gone was owed."""
+        """Forgets what an agent that is gone was owed, and what it watched."""
         self._owed.pop(agent, None)
+        for uri in self.watchers.forget(agent):
+            if self.session is not None:
+                self.session.unsubscribe(uri)
 
     async def _guarded(self) -> None:
         try:
@@ -173,7 +192,7 @@ class Slot:
             await trio.sleep(0.1)
 
     async def _one(self) -> None:
-        async with self._opener() as session:
+        async with self._opener(self) as session:
             self.generation += 1
             self.served.clear()
             self.info = info = SessionInfo(
@@ -211,7 +230,7 @@ class Slot:
                     reason=reason,
                 )
 
-    def _note_loss(self, session: UpstreamSession, verdict: LossVerdict) -> str:
+    def _note_loss(self, session: Session, verdict: LossVerdict) -> str:
         failure = session.loss_failure
         self.lost_reason = verdict.reason
         self._metrics.losses.labels(self.server, _label(failure)).inc()

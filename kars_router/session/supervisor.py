@@ -1,34 +1,27 @@
-"""All upstream servers of a router, and the way of a call to one of them.
+"""All upstream servers of a router, and the agents that use them.
 
-Owns which servers there are, the life of a call after it was admitted (session, replay, fate),
-and what is known of agents on the upstream side. Must not know HTTP or public names.
+Owns which servers there are, and what is known of agents on the upstream side. Must not know HTTP
+or public names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
 
 import trio
 from attrs import evolve, frozen
 
-from kars_router import loss
-from kars_router.config.schema import OnSessionLoss, Server
+from kars_router.config.schema import Server
 from kars_router.errors import HandshakeError
-from kars_router.model import CallOutcome, Failure, Fate, Phase, Sent, SessionReset, ToolCall
+from kars_router.model import CallOutcome, SessionReset, ToolCall
 from kars_router.plugins import Plugins
-from kars_router.session.pending import Pending
+from kars_router.session.caller import AgentPort, Caller
 from kars_router.session.records import Records
+from kars_router.session.requests import CALL, Request, Requests
 from kars_router.session.server import Connector, ServerRuntime, Surroundings
 from kars_router.session.slot import Slot
-from kars_router.session.upstream import UpstreamSession
 from kars_router.telemetry import Metrics, log
-from kars_router.wire import jsonrpc
-from kars_router.wire.jsonrpc import Message
-
-# A server that loses each new session at once must not be asked for ever.
-_MAX_REPLAYS: Final = 2
-_INSPECT_LIMIT: Final = 256 * 1024
+from kars_router.wire import jsonrpc, levels
 
 MakeConnector = Callable[[str, Server], Connector]
 
@@ -70,6 +63,7 @@ class Supervisor:
         tool_limit: int = 5000,
     ) -> None:
         self.servers: dict[str, ServerRuntime] = {}
+        self._ports: dict[str, AgentPort] = {}
         self._metrics = metrics
         self._plugins = plugins
         self._records = records
@@ -83,7 +77,9 @@ class Supervisor:
             version=version,
             tool_limit=tool_limit,
             changed=self._changed,
+            ports=self._ports,
         )
+        self.requests = Requests(self.servers, plugins, metrics, records)
 
     async def run(
         self,
@@ -121,6 +117,7 @@ class Supervisor:
         stopping += [r for name, r in self.servers.items() if name not in servers]
         # The order is the configuration's, because lists show it.
         self.servers = {name: self.servers[name] for name in servers}
+        self.requests.servers = self.servers
         for old in stopping:
             now = self.servers.get(old.name)
             if now is None or not now.catalogue.same_as(old.catalogue):
@@ -137,8 +134,7 @@ class Supervisor:
         """Ends everything that belongs to an agent session; deletion goes on in the background."""
         for runtime in self.servers.values():
             runtime.end_agent(agent, reason)
-            for slot in runtime.slots.values():
-                slot.forget(agent)
+        self._ports.pop(agent, None)
         self._records.note_end(agent)
 
     def return_reset(self, agent: str, server: str, reset: SessionReset) -> None:
@@ -166,28 +162,72 @@ class Supervisor:
             for tried in untried:
                 await tried.wait()
 
-    async def call(self, call: ToolCall) -> CallOutcome:
-        """Makes a tools/call and says how it ended; never raises for a failure.
+    async def call(self, call: ToolCall, caller: Caller | None = None) -> CallOutcome:
+        """Makes a tools/call; see `Requests.make`."""
+        request = Request(
+            agent=call.agent, server=call.server, method=CALL, params=call.params, call=call
+        )
+        return await self.requests.make(request, caller or Caller())
 
-        Cancellation stops the waiting; the call itself goes on to its end in its session.
+    def join(self, agent: str, port: AgentPort) -> None:
+        """Makes an agent known, before its first request; it is told things from then on."""
+        self._ports[agent] = port
+        self._records.note_return(agent)
+
+    async def subscribe_resource(self, agent: str, server: str, uri: str) -> bytes | None:
+        """Has an agent told when a resource changes.
+
+        Args:
+            agent: the agent.
+            server: the server's name.
+            uri: the resource, as the server calls it.
+
+        Returns:
+            None, or what is wrong, as a JSON-RPC error object.
         """
-        outcome: CallOutcome | None = None
+        runtime = self.servers.get(server)
+        slot: Slot | None = None
         try:
-            outcome = await self._call(call)
-        finally:
-            code = "abandoned" if outcome is None else outcome.code
-            fate = Fate.UNKNOWN if outcome is None else outcome.fate
-            self._metrics.calls.labels(call.server, fate.value, code).inc()
-            if outcome is None or outcome.result is None:
-                log().warning(
-                    "call_ended",
-                    server=call.server,
-                    tool=call.tool,
-                    agent=call.agent,
-                    fate=fate.value,
-                    code=code,
-                )
-        return outcome
+            slot = await runtime.slot_for(agent) if runtime else None
+            session = await slot.acquire() if slot else None
+        except HandshakeError as error:
+            log().debug("acquire_failed", failure=error.failure.summary())
+            session = None
+        if runtime is None or slot is None or session is None:
+            text = f"the server {server} cannot be reached at the moment"
+            return jsonrpc.error_object(jsonrpc.INTERNAL_ERROR, text)
+        if not slot.watchers.add(agent, uri):
+            return None
+        wrong = await session.subscribe(uri, time_limit=runtime.settings.timeouts.call)
+        if wrong is not None:
+            slot.watchers.remove(agent, uri)
+        return wrong
+
+    def unsubscribe_resource(self, agent: str, server: str, uri: str) -> None:
+        """Takes that back; what was never asked for is no mistake. Never waits."""
+        runtime = self.servers.get(server)
+        slot = runtime.existing_slot(agent) if runtime else None
+        if slot is not None and slot.watchers.remove(agent, uri) and slot.session is not None:
+            slot.session.unsubscribe(uri)
+
+    def set_log_level(self, agent: str) -> None:
+        """Takes note of the log level that an agent's port names now; never waits."""
+        for runtime in self.servers.values():
+            slot = runtime.existing_slot(agent)
+            if slot is not None:
+                concerned = list(self._ports) if runtime.shared else [agent]
+                slot.set_level(levels.most_verbose([self._level(a) for a in concerned]))
+
+    def roots_changed(self, agent: str) -> None:
+        """Tells the servers of an agent's own sessions that its roots have changed."""
+        for runtime in self.servers.values():
+            slot = None if runtime.shared else runtime.existing_slot(agent)
+            if slot is not None and slot.session is not None:
+                slot.session.roots_changed()
+
+    def _level(self, agent: str) -> str:
+        port = self._ports.get(agent)
+        return port.log_level if port else ""
 
     def sessions(self) -> list[SessionStatus]:
         """The live upstream sessions."""
@@ -197,7 +237,7 @@ class Supervisor:
                 server=runtime.name,
                 agent=slot.agent,
                 generation=slot.generation,
-                listen=session.listener.state.value,
+                listen=session.listen_state.value,
                 pings=session.pings,
                 calls=session.calls,
                 in_flight=session.in_flight,
@@ -232,150 +272,11 @@ class Supervisor:
     def _changed(self, name: str) -> None:
         for listener in self._listeners:
             listener(name)
-
-    async def _call(self, call: ToolCall) -> CallOutcome:
-        runtime = self.servers.get(call.server)
-        if runtime is None:
-            return _refusal("server_removed", f"The server {call.server} is not available.")
-        slot = runtime.slot_for(call.agent)
-        if slot is None:
-            return _closing(call)
-        replays = 0
-        while True:
-            try:
-                session = await slot.acquire()
-            except HandshakeError as error:
-                log().debug("acquire_failed", failure=error.failure.summary())
-                if error.failure.code == "closing":
-                    return _closing(call)
-                return _refusal(
-                    "upstream_unavailable",
-                    f"The server {call.server} cannot be reached at the moment, so the call was "
-                    "not made. It may be tried again later.",
-                    retryable=True,
-                )
-            generation = slot.generation
-            before = self._note_use(slot, call, generation)
-            pending = session.submit(
-                "tools/call", call.params, time_limit=runtime.settings.timeouts.call
-            )
-            await pending.wait()
-            slot.last_used = trio.current_time()
-            failure = pending.failure or _no_failure(call)
-            fate = Fate.EXECUTED if pending.reply is not None else loss.fate_of(failure)
-            if fate is not Fate.NOT_EXECUTED:
-                slot.served.add(call.agent)
-                self._records.note_use(call.agent, call.server, generation)
-            elif before is None and call.agent not in slot.served:
-                # It has no state there that could be lost, so it is not to be told of a loss.
-                self._records.forget_use(call.agent, call.server)
-            if pending.reply is not None:
-                return self._answered(call, slot, session, pending.reply)
-            replay = runtime.settings.on_session_loss is OnSessionLoss.REPLAY
-            if pending.lost and fate is Fate.NOT_EXECUTED and replay and replays < _MAX_REPLAYS:
-                replays += 1
-                self._metrics.replays.labels(call.server).inc()
-                log().info(
-                    "call_replayed",
-                    server=call.server,
-                    tool=call.tool,
-                    agent=call.agent,
-                    generation=generation,
-                )
-                continue
-            log().warning("call_failed", tool=call.tool, failure=failure.summary())
-            return _failed(call, pending, failure, fate)
-
-    def _note_use(self, slot: Slot, call: ToolCall, generation: int) -> int | None:
-        before = self._records.used(call.agent, call.server)
-        slot.note_use(call.agent, generation, before)
-        self._records.note_use(call.agent, call.server, generation)
-        return before
-
-    def _answered(
-        self, call: ToolCall, slot: Slot, session: UpstreamSession, reply: Message
-    ) -> CallOutcome:
-        if reply.error is not None:
-            self._judge_error(call, session, reply.error)
-            return CallOutcome(fate=Fate.EXECUTED, code="rpc_error", error=reply.error)
-        result = reply.result or b"{}"
-        outcome = CallOutcome(fate=Fate.EXECUTED, result=result, reset=slot.take_reset(call.agent))
-        if self._plugins.detects_state_loss and len(result) <= _INSPECT_LIMIT and slot.info:
-            try:
-                decoded: Any = jsonrpc.decode(result)
-            except jsonrpc.MalformedError:
-                return outcome
-            if isinstance(decoded, dict):
-                clause = self._plugins.detect_state_loss(call, slot.info, decoded)
-                if clause and outcome.reset is None:
-                    self._metrics.losses.labels(call.server, "state").inc()
-                    log().warning(
-                        "state_lost",
-                        server=call.server,
-                        agent=call.agent,
-                        generation=slot.generation,
-                        reason=clause,
-                    )
-                    outcome = evolve(outcome, reset=SessionReset(slot.generation, clause))
-        return outcome
-
-    def _judge_error(self, call: ToolCall, session: UpstreamSession, error: bytes) -> None:
-        # The built-in classifier never takes a 2xx answer for a loss, but a plugin may know better.
-        code, text = jsonrpc.error_code(error)
-        failure = Failure(
-            server=call.server,
-            phase=Phase.RESULT,
-            sent=Sent.YES,
-            status=200,
-            body=text[:512],
-            rpc_code=code,
-            had_session=session.session_id is not None,
-            method="tools/call",
-            code="rpc_error",
-            detail="the server answered with an error",
-        )
-        verdict = self._plugins.classify_loss(failure)
-        if verdict.lost:
-            session.lose(verdict, failure)
+        for port in list(self._ports.values()):
+            port.notify(name, "notifications/tools/list_changed", b"")
 
 
 def _same_sessions(old: Server, new: Server) -> bool:
     """Whether sessions opened under one configuration may go on under the other."""
-    taken_over = evolve(old, allowed_tools=new.allowed_tools, on_session_loss=new.on_session_loss)
-    return taken_over == new
-
-
-def _refusal(code: str, message: str, *, retryable: bool = False) -> CallOutcome:
-    return CallOutcome(fate=Fate.NOT_EXECUTED, code=code, message=message, retryable=retryable)
-
-
-def _closing(call: ToolCall) -> CallOutcome:
-    return _refusal(
-        "closing",
-        f"The server {call.server} is being shut down or reconfigured, so the call was not made. "
-        "It may be tried again later.",
-        retryable=True,
-    )
-
-
-def _failed(call: ToolCall, pending: Pending, failure: Failure, fate: Fate) -> CallOutcome:
-    if pending.lost:
-        what = f"The session with the server {call.server} was lost"
-    elif failure.code == "timeout":
-        what = f"The server {call.server} did not answer in time"
-    else:
-        what = f"The call to the server {call.server} failed"
-    if fate is Fate.NOT_EXECUTED:
-        end = "; the call was not executed."
-    else:
-        end = "; whether the call was executed is not known. Check before repeating it."
-    return CallOutcome(
-        fate=fate,
-        code="session_lost" if pending.lost else failure.code,
-        message=what + end,
-        retryable=fate is Fate.NOT_EXECUTED and (pending.lost or loss.is_retryable(failure)),
-    )
-
-
-def _no_failure(call: ToolCall) -> Failure:
-    return Failure(server=call.server, phase=Phase.AWAIT, sent=Sent.YES, code="internal")
+    names = ("allowed_tools", "allowed_resources", "allowed_prompts", "on_session_loss")
+    return evolve(old, **{name: getattr(new, name) for name in names}) == new

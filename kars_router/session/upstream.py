@@ -1,37 +1,42 @@
-"""One upstream session: one async context manager with one nursery, and nothing outlives it.
+"""One session with a server of the handshake era: one nursery, and nothing outlives it.
 
-Owns the handshake, the ids on this connection, the calls that are on their way and the answers to
-the server's requests. A reader never waits: whatever arrives is dealt with where it is read. Must
-not know generations, agents or replays.
+Owns the ids on this connection, the requests that are on their way, and where each message of the
+server goes. A reader never waits: whatever arrives is dealt with where it is read. Must not know
+generations, agents or replays.
 
-Source: MCP 2025-11-25 "Lifecycle", "Ping"; JSON-RPC 2.0.
+Source: MCP 2025-11-25 "Lifecycle", "Ping", "Progress", "Cancellation"; JSON-RPC 2.0.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import trio
-from attrs import frozen
+from attrs import field, frozen
 
 from kars_router.errors import CallFailed, HandshakeError
 from kars_router.model import Failure, LossVerdict, Phase, Sent
+from kars_router.session import handshake
+from kars_router.session.answers import Answers
+from kars_router.session.caller import Caller
 from kars_router.session.listener import Listener, ListenState
 from kars_router.session.pending import Pending
+from kars_router.session.questions import Questions, RootsMemory
 from kars_router.telemetry import Metrics, log
-from kars_router.transports.base import Connection, Delivery
-from kars_router.wire import eras, jsonrpc
+from kars_router.transports.base import Connection, Deliver
+from kars_router.wire import capabilities, jsonrpc, progress
 from kars_router.wire.jsonrpc import Kind, Message
 
-# A server that floods us with requests must not grow our memory; the rest is dropped, counted.
-_MAX_ANSWERS: Final = 64
 _CLOSE_SECONDS: Final = 2.0
 _PROBE_SECONDS: Final = 5.0
 # After its response has come a stream should end by itself; then its connection can be kept.
 _LINGER_SECONDS: Final = 1.0
+# What belongs to a request when it comes on that request's stream.
+_OF_A_REQUEST: Final = frozenset({"notifications/message", "notifications/elicitation/complete"})
 
 
 @frozen(kw_only=True)
@@ -43,23 +48,27 @@ class SessionOptions:
             call waits for the GET stream to open.
         silence: how long a GET stream may be silent before the session is probed.
         client_version: the router's version, for `clientInfo`.
+        capabilities: what the server is told that can be asked, as a JSON object.
+        input_timeout: how long an agent, or the person behind it, may take for an answer.
+        roots: the agent's last roots.
+        bystander: who can be asked outside of any request; returns None if nobody.
     """
 
     server: str
     connect_timeout: float = 5.0
     silence: float = 600.0
     client_version: str = "0"
+    capabilities: bytes = b"{}"
+    input_timeout: float = 600.0
+    roots: RootsMemory = field(factory=RootsMemory)
+    bystander: Callable[[], Caller | None] = lambda: None
 
 
 class UpstreamSession:
-    """A live session; made by `open_session` only.
+    """A live session; made by `open_session` only. See `base.Session` for what is public."""
 
-    Attributes:
-        initialized: the server's `initialize` result, decoded.
-        ended: set once the session is lost or closed.
-        lost: why it was lost, or None.
-        listener: its GET stream.
-    """
+    stateful = True
+    poll_seconds = math.inf
 
     def __init__(
         self,
@@ -68,84 +77,103 @@ class UpstreamSession:
         *,
         classify: Callable[[Failure], LossVerdict],
         metrics: Metrics,
-        on_notification: Callable[[Message], None],
+        notify: Callable[[str, bytes], None],
     ) -> None:
-        self.initialized: dict[str, Any] = {}
+        self.capabilities = b"{}"
+        self.instructions = ""
         self.ended = trio.Event()
         self.lost: LossVerdict | None = None
         self.loss_failure: Failure | None = None
-        self.pings = 0
         self.calls = 0
         self._options = options
         self._nursery = nursery
         self._classify = classify
         self._metrics = metrics
-        self._on_notification = on_notification
+        self._notify = notify
         self._ids = itertools.count()
         self._pending: dict[bytes, Pending] = {}
-        self._scopes: dict[bytes, trio.CancelScope] = {}
-        self._answers = 0
+        self._callers: dict[bytes, Caller] = {}
         self._checked: trio.Event | None = None
         self._idle = trio.Event()
+        self._level = ""
+        self._level_known: trio.Event | None = None
         self._connection: Connection
+        self._answers: Answers
+        self._questions: Questions
         self.listener: Listener
 
     @property
     def alive(self) -> bool:
-        """Whether new calls may be made."""
+        """See `Session.alive`."""
         return not self.ended.is_set()
 
     @property
     def session_id(self) -> str | None:
-        """The server's id for this session; never shown to an agent."""
+        """See `Session.session_id`."""
         return self._connection.session_id
 
     @property
     def in_flight(self) -> int:
-        """How many requests are on their way."""
+        """See `Session.in_flight`."""
         return len(self._pending)
 
-    def deliver(self, message: Message) -> None:
-        """Takes one message from the server; never waits."""
+    @property
+    def pings(self) -> int:
+        """See `Session.pings`."""
+        return self._answers.pings
+
+    @property
+    def settled(self) -> trio.Event:
+        """See `Session.settled`."""
+        return self.listener.settled
+
+    @property
+    def listen_state(self) -> ListenState:
+        """See `Session.listen_state`."""
+        return self.listener.state
+
+    @property
+    def heard(self) -> bool:
+        """See `Session.heard`."""
+        return self.listener.opened > 0
+
+    def deliver(self, message: Message, cause: bytes) -> None:
+        """Takes one message from the server, and the request that it came with; never waits."""
         if message.kind is Kind.RESPONSE:
             self._take_reply(message)
-        elif message.kind is Kind.REQUEST:
-            self._take_request(message)
+        elif message.kind is Kind.NOTIFICATION:
+            self._take_notification(message, cause)
+        elif message.method == "ping":
+            self._answers.pong(message.id)
         else:
-            self._on_notification(message)
+            pending = self._cause(cause)
+            caller = self._callers.get(pending.ident) if pending else self._options.bystander()
+            if caller is None and (pending := self._newest()) is not None:
+                caller = self._callers[pending.ident]
+            self._questions.take(message, caller, pending, self._nursery)
 
-    def submit(self, method: str, params: bytes, *, time_limit: float) -> Pending:
-        """Starts one request in the session's nursery.
-
-        Args:
-            method: its method.
-            params: its params as JSON, or empty.
-            time_limit: seconds until it is given up.
-
-        Returns:
-            the request on its way; the caller waits for it, or leaves it to its end.
-        """
+    def submit(
+        self, method: str, params: bytes, *, time_limit: float, caller: Caller | None = None
+    ) -> Pending:
+        """See `Session.submit`."""
         ident = b"%d" % next(self._ids)
-        pending = Pending(ident, method, jsonrpc.request(ident, method, params))
+        token = b""
+        if caller is not None:
+            params, token = progress.replace_token(params, ident)
+        pending = Pending(ident, method, jsonrpc.request(ident, method, params), token=token)
         if not self.alive:
             pending.fail(self._gone(Sent.NO), lost=True)
             return pending
         self._pending[ident] = pending
-        self._scopes[ident] = trio.CancelScope()
+        if caller is not None:
+            self._callers[ident] = caller
         if method == "tools/call":
             self.calls += 1
         self._nursery.start_soon(self._run, pending, time_limit)
         return pending
 
     async def request(self, method: str, params: bytes = b"", *, time_limit: float) -> bytes:
-        """Makes one request of the router's own and waits for its result.
-
-        Returns:
-            the result as JSON.
-
-        Raises:
-            CallFailed: it failed, or the server answered with an error.
-        """
+        """See `Session.request`."""
         pending = self.submit(method, params, time_limit=time_limit)
         await pending.wait()
         if pending.failure is not None:
@@ -168,18 +196,18 @@ class UpstreamSession:
         return reply.result
 
     def lose(self, verdict: LossVerdict, failure: Failure | None = None) -> None:
-        """Marks the session as lost; the first reason counts."""
+        """See `Session.lose`."""
         if self.ended.is_set():
             return
         self.lost, self.loss_failure = verdict, failure
         self.ended.set()
 
     def finish(self) -> None:
-        """Ends the session although nothing is wrong with it; the server is told."""
+        """See `Session.finish`."""
         self.ended.set()
 
     async def drain(self, seconds: float) -> None:
-        """Lets requests that are on their way end by themselves, for at most so many seconds."""
+        """See `Session.drain`."""
         with trio.move_on_after(seconds):
             while self._pending:
                 self._idle = trio.Event()
@@ -193,59 +221,76 @@ class UpstreamSession:
             return error.failure.code == "rpc_error"
         return True
 
-    async def _handshake(self) -> None:
-        params = jsonrpc.encode(
-            {
-                "protocolVersion": eras.LATEST_HANDSHAKE,
-                "capabilities": {},
-                "clientInfo": {"name": "kars-router", "version": self._options.client_version},
-            }
-        )
-        try:
-            result = await self.request(
-                "initialize", params, time_limit=self._options.connect_timeout
+    async def subscribe(self, uri: str, *, time_limit: float) -> bytes | None:
+        """See `Session.subscribe`."""
+        return await self._tell("resources/subscribe", {"uri": uri}, time_limit)
+
+    def unsubscribe(self, uri: str) -> None:
+        """See `Session.unsubscribe`."""
+        self._in_background("resources/unsubscribe", {"uri": uri})
+
+    def restore(self, uris: frozenset[str], level: str) -> None:
+        """See `Session.restore`."""
+        for uri in uris:
+            self._in_background("resources/subscribe", {"uri": uri})
+        self.set_log_level(level)
+
+    def set_log_level(self, level: str) -> None:
+        """See `Session.set_log_level`."""
+        if not level or level == self._level or not self.alive:
+            return
+        if capabilities.has(self.capabilities, "logging"):
+            self._level = level
+            if self._level_known is None:
+                self._level_known = trio.Event()
+                self._nursery.start_soon(self._send_level, self._level_known)
+
+    def roots_changed(self) -> None:
+        """See `Session.roots_changed`."""
+        if capabilities.has(self._options.capabilities, "roots"):
+            self._answers.send(jsonrpc.notification("notifications/roots/list_changed"))
+
+    async def _send_level(self, known: trio.Event) -> None:
+        # One at a time, so that the last word is the last to arrive.
+        sent = ""
+        while sent != self._level:
+            sent = self._level
+            await self._tell("logging/setLevel", {"level": sent}, self._options.connect_timeout)
+        self._level_known = None
+        known.set()
+
+    async def _tell(self, method: str, params: Any, time_limit: float) -> bytes | None:
+        pending = self.submit(method, jsonrpc.encode(params), time_limit=time_limit)
+        await pending.wait()
+        if pending.failure is not None:
+            log().warning(
+                "request_failed", server=self._options.server, failure=pending.failure.summary()
             )
-            answer = jsonrpc.decode(result)
-        except CallFailed as error:
-            raise HandshakeError(error.failure) from error
-        except jsonrpc.MalformedError as error:
-            raise HandshakeError(self._protocol(str(error))) from error
-        revision = answer.get("protocolVersion") if isinstance(answer, dict) else None
-        if not isinstance(revision, str) or not eras.is_usable(revision):
-            raise HandshakeError(self._protocol(f"the server offers revision {revision!r:.40}"))
-        self.initialized = answer
-        self._connection.revision = revision
-        try:
-            with trio.fail_after(self._options.connect_timeout):
-                await self._connection.send(
-                    jsonrpc.notification("notifications/initialized"),
-                    method="notifications/initialized",
-                    delivery=Delivery(),
-                    control=True,
-                )
-        except CallFailed as error:
-            raise HandshakeError(error.failure) from error
-        except trio.TooSlowError as error:
-            raise HandshakeError(
-                self._protocol("no answer to notifications/initialized")
-            ) from error
+            text = f"the server {self._options.server} could not be told"
+            return jsonrpc.error_object(jsonrpc.INTERNAL_ERROR, text)
+        return pending.reply.error if pending.reply else None
+
+    def _in_background(self, method: str, params: Any) -> None:
+        if self.alive:
+            limit = self._options.connect_timeout
+            self._nursery.start_soon(self._tell, method, params, limit)
 
     async def _run(self, pending: Pending, time_limit: float) -> None:
-        scope = self._scopes[pending.ident]
+        scope = pending.scope
         scope.deadline = trio.current_time() + time_limit
         failure: Failure | None = None
         returned = False
         lost = True  # what is cut off while it is being judged ends with its session
         try:
             with scope:
-                # A server that finds no stream for its first ping may never ask again.
                 if pending.method == "tools/call":
-                    with trio.move_on_after(self._options.connect_timeout):
-                        await self.listener.settled.wait()
-                    self.listener.settled.set()  # later calls need not wait for it again
+                    await self._before_call()
                 try:
                     await self._connection.send(
-                        pending.payload, method=pending.method, delivery=pending.delivery
+                        pending.payload,
+                        method=pending.method,
+                        delivery=pending.delivery,
+                        ident=pending.ident,
                     )
                 except CallFailed as error:
                     failure = error.failure
@@ -256,6 +301,15 @@ class UpstreamSession:
             # Runs when the session's nursery is cancelled, too: nothing is left without an end.
             timed_out = scope.cancelled_caught
             self._finish(pending, failure, lost=lost, timed_out=timed_out, returned=returned)
+
+    async def _before_call(self) -> None:
+        if not self.settled.is_set():
+            # A server that finds no stream for its first ping may never ask again.
+            with trio.move_on_after(self._options.connect_timeout):
+                await self.settled.wait()
+            self.settled.set()  # later calls need not wait for it again
+        if self._level_known is not None:
+            await self._level_known.wait()
 
     async def _judge(self, failure: Failure, method: str) -> bool:
         """Loses the session if a failure means that; whether it is lost."""
@@ -289,7 +343,9 @@ class UpstreamSession:
         timed_out: bool,
         returned: bool,
     ) -> None:
-        del self._pending[pending.ident], self._scopes[pending.ident]
+        del self._pending[pending.ident]
+        if self._callers.pop(pending.ident, None) is not None:
+            self._questions.end(pending)
         if not self._pending:
             self._idle.set()
         if pending.done:
@@ -297,18 +353,7 @@ class UpstreamSession:
         if failure is not None:
             pending.fail(failure, lost=lost)
         elif timed_out:
-            pending.fail(
-                self._failed(pending, "timeout", "no answer within the time limit"), lost=False
-            )
-            # MCP forbids cancelling initialize; what was not sent needs no cancelling.
-            if pending.method != "initialize" and pending.delivery.sent is Sent.YES:
-                self._answer(
-                    jsonrpc.notification(
-                        "notifications/cancelled",
-                        b'{"requestId":%b,"reason":"time limit"}' % pending.ident,
-                    ),
-                    None,
-                )
+            self._give_up(pending)
         elif returned:
             # A server that answers before it has read everything may have acted all the same.
             pending.delivery.sent = Sent.YES
@@ -318,48 +363,56 @@ class UpstreamSession:
         else:
             pending.fail(self._gone(pending.delivery.sent), lost=True)
 
+    def _give_up(self, pending: Pending) -> None:
+        if pending.cancelled:
+            code, detail, reason = "cancelled", "the agent cancelled it", pending.reason
+        else:
+            code, detail, reason = "timeout", "no answer within the time limit", b'"time limit"'
+        pending.fail(self._failed(pending, code, detail), lost=False)
+        # MCP forbids cancelling initialize; what was not sent needs no cancelling.
+        if pending.method != "initialize" and pending.delivery.sent is Sent.YES:
+            because = b',"reason":%b' % reason if reason else b""
+            params = b'{"requestId":%b%b}' % (pending.ident, because)
+            self._answers.send(jsonrpc.notification("notifications/cancelled", params))
+
     def _take_reply(self, message: Message) -> None:
         pending = self._pending.get(message.id)
         if pending is None or not pending.resolve(message):
             self._drop("late_reply")
             return
-        scope = self._scopes[message.id]
-        scope.deadline = min(scope.deadline, trio.current_time() + _LINGER_SECONDS)
+        deadline = trio.current_time() + _LINGER_SECONDS
+        pending.scope.deadline = min(pending.scope.deadline, deadline)
 
-    def _take_request(self, message: Message) -> None:
-        if message.method == "ping":
-            self.pings += 1
-            self._answer(jsonrpc.result(message.id, b"{}"), trio.current_time())
+    def _take_notification(self, message: Message, cause: bytes) -> None:
+        method, params = message.method, message.params
+        if method == "notifications/progress":
+            self._take_progress(params)
+        elif method == "notifications/cancelled":
+            self._questions.withdraw(_request_id(params))
+        elif method in _OF_A_REQUEST and (pending := self._cause(cause)) is not None:
+            self._callers[pending.ident].notify(method, params)
+        else:
+            self._notify(method, params)
+
+    def _take_progress(self, params: bytes) -> None:
+        pending = self._pending.get(progress.token_of(params))
+        if pending is None or not pending.token or pending.done:
+            self._drop("notification")
             return
-        text = f"{message.method[:64]} is not offered by this client"
-        self._answer(
-            jsonrpc.error(message.id, jsonrpc.error_object(jsonrpc.METHOD_NOT_FOUND, text)), None
+        self._callers[pending.ident].notify(
+            "notifications/progress", progress.with_token(params, pending.token)
         )
 
-    def _answer(self, payload: bytes, ping_at: float | None) -> None:
-        if self._answers >= _MAX_ANSWERS or self.ended.is_set():
-            self._drop("request")
-            return
-        self._answers += 1
-        self._nursery.start_soon(self._send_answer, payload, ping_at)
+    def _cause(self, cause: bytes) -> Pending | None:
+        """The agent's request that a message belongs to, or None."""
+        if cause:
+            return self._pending[cause] if cause in self._callers else None
+        # Over a single channel nothing says what a message belongs to; the latest is likeliest.
+        return None if self._connection.correlates else self._newest()
 
-    async def _send_answer(self, payload: bytes, ping_at: float | None) -> None:
-        name = self._options.server
-        outcome = "timeout"
-        try:
-            with trio.move_on_after(self._options.connect_timeout):
-                await self._connection.send(payload, method="", delivery=Delivery(), control=True)
-                outcome = "answered"
-        except CallFailed as error:
-            outcome = "failed"
-            log().warning("answer_failed", server=name, failure=error.failure.summary())
-            await self._judge(error.failure, "")
-        finally:
-            self._answers -= 1
-        if ping_at is not None:
-            self._metrics.pings.labels(name, outcome).inc()
-            if outcome == "answered":
-                self._metrics.pong_seconds.labels(name).observe(trio.current_time() - ping_at)
+    def _newest(self) -> Pending | None:
+        idents = [ident for ident in self._callers if not self._pending[ident].done]
+        return self._pending[idents[-1]] if idents else None
 
     def _drop(self, kind: str) -> None:
         self._metrics.dropped.labels(self._options.server, kind).inc()
@@ -391,33 +444,22 @@ class UpstreamSession:
             detail="the session ended",
         )
 
-    def _protocol(self, detail: str) -> Failure:
-        return Failure(
-            server=self._options.server,
-            phase=Phase.HANDSHAKE,
-            sent=Sent.YES,
-            code="protocol",
-            detail=detail,
-        )
 
-    async def _farewell(self) -> None:
-        with trio.move_on_after(_CLOSE_SECONDS, shield=True):
-            try:
-                await self._connection.close()
-            except CallFailed as error:
-                log().info(
-                    "delete_failed", server=self._options.server, failure=error.failure.summary()
-                )
+def _request_id(params: bytes) -> bytes:
+    try:
+        return bytes(jsonrpc.members(params).get("requestId", b""))
+    except jsonrpc.MalformedError:
+        return b""
 
 
 @asynccontextmanager
 async def open_session(
     options: SessionOptions,
-    connect: Callable[[Callable[[Message], None]], Connection],
+    connect: Callable[[Deliver], Connection],
     *,
     classify: Callable[[Failure], LossVerdict],
     metrics: Metrics,
-    on_notification: Callable[[Message], None],
+    notify: Callable[[str, bytes], None],
     on_listen: Callable[[ListenState | None, ListenState], None],
 ) -> AsyncIterator[UpstreamSession]:
     """Opens a session and keeps it alive for as long as the context is open.
@@ -431,7 +473,8 @@ async def open_session(
         connect: makes the connection; gets the function that takes arriving messages.
         classify: judges failures.
         metrics: where pings and drops are counted.
-        on_notification: takes the server's notifications; must not wait.
+        notify: takes the method and params of each notification that belongs to no request; must
+            not wait.
         on_listen: told of each change of the GET stream's state.
 
     Yields:
@@ -443,9 +486,25 @@ async def open_session(
     refused: HandshakeError | None = None
     async with trio.open_nursery() as nursery:
         session = UpstreamSession(
-            options, nursery, classify=classify, metrics=metrics, on_notification=on_notification
+            options, nursery, classify=classify, metrics=metrics, notify=notify
         )
         session._connection = connection = connect(session.deliver)
+        session._answers = answers = Answers(
+            options.server,
+            connection,
+            nursery,
+            metrics,
+            judge=session._judge,
+            seconds=options.connect_timeout,
+            over=session.ended.is_set,
+        )
+        session._questions = Questions(
+            options.server,
+            options.capabilities,
+            answers.send,
+            roots=options.roots,
+            limit=options.input_timeout,
+        )
         session.listener = Listener(
             connection,
             server=options.server,
@@ -455,7 +514,21 @@ async def open_session(
             changed=on_listen,
         )
         try:
-            await session._handshake()
+            try:
+                with trio.move_on_after(options.connect_timeout) as patience:
+                    await connection.open(nursery)
+            except CallFailed as error:
+                raise HandshakeError(error.failure) from error
+            if patience.cancelled_caught:
+                raise HandshakeError(handshake.slow(options.server))
+            session.capabilities, session.instructions = await handshake.initialize(
+                connection,
+                session.request,
+                server=options.server,
+                seconds=options.connect_timeout,
+                capabilities=options.capabilities,
+                version=options.client_version,
+            )
             nursery.start_soon(session.listener.run)
             yield session
         except HandshakeError as error:
@@ -464,8 +537,16 @@ async def open_session(
             session.ended.set()
             # Before the server is told, lest the stream be asked for again when it ends there.
             session.listener.close()
-            if session.lost is None and connection.session_id is not None:
-                await session._farewell()  # noqa: ASYNC102 - shielded and bounded there
+            if session.lost is None:
+                await _farewell(options.server, connection)  # noqa: ASYNC102 - bounded there
             nursery.cancel_scope.cancel()
     if refused is not None:
         raise refused
+
+
+async def _farewell(server: str, connection: Connection) -> None:
+    with trio.move_on_after(_CLOSE_SECONDS, shield=True):
+        try:
+            await connection.close()
+        except CallFailed as error:
+            log().info("delete_failed", server=server, failure=error.failure.summary())

@@ -113,7 +113,7 @@ class Endpoint:
         tools = {"listChanged": True} if self._server.list_changed else {}
         result = {
             "protocolVersion": version,
-            "capabilities": {"tools": tools},
+            "capabilities": {"tools": tools, **self._server.capabilities},
             "serverInfo": {"name": "heartbeat", "version": "1"},
         }
         log.append(_answer(received.id, result=result))
@@ -179,6 +179,8 @@ class Endpoint:
             call = Call(session, received.params, log, self._server.ping_deadline)
             return await tool[2](call)
         await trio.lowlevel.checkpoint()
+        if (handler := self._server.methods.get(received.method or "")) is not None:
+            return await handler(Call(session, received.params, log, self._server.ping_deadline))
         if received.method == "tools/list":
             return self._list_tools(received.params.get("cursor"))
         if received.method == "ping":

@@ -53,6 +53,7 @@ class HeartbeatServer:
         event_ids: whether events have ids, and what was missed can be had by `Last-Event-ID`.
         retry: milliseconds for the `retry:` field of event streams, or None.
         list_changed: whether `tools.listChanged` is declared.
+        capabilities: what is declared beside `tools`.
         page_size: tools per page of tools/list; None for one page.
         cursor_cycle: whether the last page points back to the first.
         versions: revisions it speaks, newest first.
@@ -71,6 +72,7 @@ class HeartbeatServer:
     event_ids: bool = False
     retry: int | None = None
     list_changed: bool = True
+    capabilities: Mapping[str, Any] = field(factory=dict)
     page_size: int | None = None
     cursor_cycle: bool = False
     versions: tuple[str, ...] = VERSIONS
@@ -81,6 +83,7 @@ class HeartbeatServer:
     tools: dict[str, tuple[str, Json, ToolHandler]] = field(
         factory=lambda: dict(BUILT_IN), init=False, repr=False
     )
+    methods: dict[str, ToolHandler] = field(factory=dict, init=False, repr=False)
     _queued: list[tuple[Callable[[Received], bool], Reply]] = field(factory=list, init=False)
     _nursery: trio.Nursery | None = field(default=None, init=False)
     _changed: trio.Event = field(factory=trio.Event, init=False)
@@ -206,6 +209,10 @@ class HeartbeatServer:
     ) -> None:
         """Offer a tool, or replace one; says nothing to the clients."""
         self.tools[name] = (description, dict(schema or {"type": "object"}), handler)
+
+    def add_method(self, name: str, handler: ToolHandler) -> None:
+        """Answer a method that is not built in; what the handler returns is the result."""
+        self.methods[name] = handler
 
     def remove_tool(self, name: str) -> None:
         """Stop offering a tool; says nothing to the clients."""

@@ -6,26 +6,33 @@ generation or a replay is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import trio
 from attrs import define, field
 
 from kars_router.model import Sent
 from kars_router.wire.jsonrpc import Message
 
-Deliver = Callable[[Message], None]
+# Takes a message, and the id of the request on whose stream it came (empty if it came on none).
+Deliver = Callable[[Message, bytes], None]
 
 
 @define
 class Delivery:
-    """How much of one message the network had accepted; filled in by the transport.
+    """How one message fares; filled in by the transport.
 
     Attributes:
-        sent: no byte, some, or all of it.
+        sent: how much of it the network had accepted: no byte, some, or all of it.
+        on_open: called once, when the server has begun to answer the message and has not refused
+            it; must not wait or raise. A transport that cannot tell does not call it.
+        heard: trio's clock at the last byte that came in answer to it, in seconds; 0 before.
     """
 
     sent: Sent = field(default=Sent.NO)
+    on_open: Callable[[], None] | None = None
+    heard: float = 0.0
 
 
 @define
@@ -49,24 +56,49 @@ class Connection(Protocol):
     Attributes:
         session_id: the id that the server gave to the session, or None.
         revision: the negotiated revision; set by the session after the handshake.
+        correlates: whether a message of the server comes on the stream of the request that caused
+            it. Where it does not, everything comes over one channel, and the end of the channel
+            is the end of the session: `send` and `listen` then fail with code `channel_closed`.
     """
 
     session_id: str | None
     revision: str | None
+    correlates: bool
+
+    async def open(self, nursery: trio.Nursery) -> None:
+        """Opens what has to be there before the first message; called once.
+
+        Args:
+            nursery: the session's own, for the tasks that read; cancelled after `close`.
+
+        Raises:
+            CallFailed: the server cannot be reached.
+        """
+        ...
 
     async def send(
-        self, payload: bytes, *, method: str, delivery: Delivery, control: bool = False
+        self,
+        payload: bytes,
+        *,
+        method: str,
+        delivery: Delivery,
+        ident: bytes = b"",
+        control: bool = False,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         """Sends one message and hands everything that answers it to `deliver`, as it comes.
 
         Returns when the exchange is over: for a request, when its response was delivered or the
-        server ended the stream without one.
+        server ended the stream without one, and could not be asked to go on with it.
 
         Args:
             payload: one JSON-RPC message.
             method: its method, or "" for a response; for the log.
             delivery: filled in as the message leaves, so that it can be read at any time.
+            ident: the id of a request, as JSON; empty for other messages. Messages that come on
+                this request's stream are delivered together with it.
             control: the message must not wait behind calls (pongs, for example).
+            headers: further HTTP headers; ignored by transports that have none.
 
         Raises:
             CallFailed: with the Failure that happened.

@@ -1,17 +1,15 @@
 """Streamable HTTP as a client: one POST for each message, one GET stream, one DELETE.
 
-Owns headers, content types and event streams of one session. Must not know whether a failure is
-a loss, nor when to try again.
+Owns the requests of one session: their headers, redirects and credentials. Must not know whether
+a failure is a loss, nor when a message or the GET stream is to be tried again.
 
-Source: MCP 2025-11-25 "Transports / Streamable HTTP".
+Source: MCP 2025-11-25 "Transports / Streamable HTTP"; MCP 2026-07-28 "Streamable HTTP".
 """
 
 from __future__ import annotations
 
 import re
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -22,22 +20,30 @@ from kars_router.errors import CallFailed, UserError
 from kars_router.hookspecs import Credentials
 from kars_router.model import Failure, Phase, Sent
 from kars_router.telemetry import log
+from kars_router.transports.answers import (
+    Answers,
+    Reading,
+    describe,
+    media_type,
+    read_refusal,
+    release,
+)
+from kars_router.transports.authorization import Authorization
 from kars_router.transports.base import Deliver, Delivery, Position
 from kars_router.transports.http import Exchange
 from kars_router.transports.redaction import SHORTEST, redact
-from kars_router.wire import eras, jsonrpc, sse
+from kars_router.transports.resumption import is_resumable, resume, resumption_id
+from kars_router.wire import eras
 
-_EXCERPT: Final = 512
 _MAX_REDIRECTS: Final = 3
 _REDIRECTS: Final = (307, 308)
 _UNAUTHORIZED: Final = (401, 403)
-_NO_BODY: Final = (202, 204)
-_DRAIN_SECONDS: Final = 1.0
 _MOST_COOKIE_CHARACTERS: Final = 8 * 1024
 _SHORTEST_STATIC_SECRET: Final = 8
-_REMEMBERED_CREDENTIALS: Final = 4
 # MCP 2025-11-25 "Session Management"
 _SESSION_ID: Final = re.compile(r"[\x21-\x7e]+")
+# Those with session ids and resumption; a server that was not asked yet may be of one of them.
+_HANDSHAKE_ERA: Final = frozenset({None, "2024-11-05", *eras.HANDSHAKE_REVISIONS})
 
 
 class StreamableHttp:
@@ -54,6 +60,8 @@ class StreamableHttp:
         event_limit: most bytes of one event.
         body_limit: most bytes of one JSON response.
     """
+
+    correlates = True
 
     def __init__(
         self,
@@ -73,67 +81,127 @@ class StreamableHttp:
         self._client = client
         self._url = httpx.URL(url)
         self._server = server
-        self._deliver = deliver
-        self._credentials = credentials
+        self._authorization = Authorization(credentials)
         self._extra = dict(headers or {})
-        # The newest last; the ones before it may still come back in the answer to an older request.
-        self._auths: deque[Mapping[str, str]] = deque(maxlen=_REMEMBERED_CREDENTIALS)
-        self._auth_generation = 0
-        self._auth_lock = trio.Lock()
-        self._auth_failures = 0
-        self._auth_failure = ""
-        self._event_limit = event_limit
-        self._body_limit = body_limit
         self._timeout = httpx.Timeout(None, connect=connect_timeout, write=connect_timeout)
+        self._answers = Answers(
+            server, deliver, self._failure, event_limit=event_limit, body_limit=body_limit
+        )
+
+    async def open(self, nursery: trio.Nursery) -> None:  # noqa: ARG002 - the protocol's
+        """See `Connection.open`; there is nothing to be opened."""
+        await trio.lowlevel.checkpoint()
 
     async def send(
-        self, payload: bytes, *, method: str, delivery: Delivery, control: bool = False
+        self,
+        payload: bytes,
+        *,
+        method: str,
+        delivery: Delivery,
+        ident: bytes = b"",
+        control: bool = False,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        """See `Connection.send`."""
+        """See `Connection.send`.
+
+        An event stream that ends before its response is gone on with, see `resume`. Where that is
+        given up, the outcome is that of the first stream.
+        """
+        extra = {name.lower(): value for name, value in headers.items()} if headers else None
         response = await self._open(
-            "POST", payload, name=method, delivery=delivery, control=control
+            "POST", payload, name=method, delivery=delivery, control=control, extra=extra
         )
+        reading = Reading(method, ident, delivery)
+        failure: Failure | None = None
         try:
-            await self._read_answer(response, method)
+            delivery.heard = trio.current_time()
+            if delivery.on_open is not None:
+                delivery.on_open()
+            if method == "initialize":
+                self._take_session_id(response)
+            await self._answers.read(response, reading)
+        except CallFailed as error:
+            if not self._resumable(reading):
+                raise
+            failure = error.failure
         finally:
-            await _release(response)  # noqa: ASYNC102 - shielded and bounded there
+            await release(response)  # noqa: ASYNC102 - shielded and bounded there
+        if self._resumable(reading):
+            await resume(reading, self._stream, server=self._server)
+            if failure is not None and not reading.answered:
+                raise CallFailed(failure)
 
     async def listen(self, position: Position, on_open: Callable[[], None]) -> None:
         """See `Connection.listen`."""
-        extra = {"accept": eras.STREAM_TYPE}
-        # An empty id takes back the ones before; one that no header can hold cannot be resumed at.
-        if position.last_event_id and position.last_event_id.isprintable():
-            extra[eras.LAST_EVENT_ID_HEADER] = position.last_event_id
+        await self._stream(Reading("GET", position=position, phase=Phase.LISTEN), on_open)
+
+    async def close(self) -> None:
+        """See `Connection.close`."""
+        if self._session is None:
+            return
         response = await self._open(
-            "GET", None, name="GET", delivery=Delivery(), control=True, extra=extra
+            "DELETE", None, name="DELETE", delivery=Delivery(), control=True, tolerated=(404, 405)
+        )
+        await release(response)
+
+    @property
+    def _session(self) -> str | None:
+        """The session id to be sent; None where the revision knows none."""
+        return self.session_id if self.revision in _HANDSHAKE_ERA else None
+
+    def _take_session_id(self, response: httpx.Response) -> None:
+        session_id = response.headers.get(eras.SESSION_HEADER)
+        if not session_id or self.session_id is not None or self.revision not in _HANDSHAKE_ERA:
+            return
+        if not _SESSION_ID.fullmatch(session_id):
+            raise self._failure(
+                Phase.HANDSHAKE,
+                "initialize",
+                "a session id with other characters than visible ASCII",
+                code="protocol",
+                status=response.status_code,
+                sent=Sent.YES,
+            )
+        self.session_id = session_id
+
+    def _resumable(self, reading: Reading) -> bool:
+        return is_resumable(reading) and self.revision in _HANDSHAKE_ERA
+
+    async def _stream(self, reading: Reading, on_open: Callable[[], None] | None = None) -> None:
+        """Reads the event stream of a GET on from where `reading` stands, to its end or response.
+
+        Raises:
+            CallFailed: with phase LISTEN if the GET was refused; else it could not be made, or
+                the stream broke off.
+        """
+        name = reading.name
+        extra = {"accept": eras.STREAM_TYPE}
+        if ident := resumption_id(reading.position):
+            extra[eras.LAST_EVENT_ID_HEADER] = ident
+        # Also for a call's stream: what has been executed does not wait behind what has not. The
+        # calls on their way bound the number of those.
+        response = await self._open(
+            "GET", None, name=name, delivery=Delivery(), control=True, extra=extra
         )
         try:
-            kind = _media_type(response)
+            kind = media_type(response)
             if kind != eras.STREAM_TYPE:
                 raise self._failure(
                     Phase.LISTEN,
-                    "GET",
+                    name,
                     f"a GET was answered with {kind or 'no content type'}",
                     code="protocol",
                     status=response.status_code,
                     sent=Sent.YES,
                 )
-            self._check_encoding(response, Phase.LISTEN, "GET")
-            on_open()
-            decoder = sse.Decoder(self._event_limit)
-            decoder.last_event_id, decoder.retry = position.last_event_id, position.retry
-            await self._read_events(response, decoder, "GET", position)
+            self._answers.check_encoding(response, Phase.LISTEN, name)
+            if on_open is not None:
+                on_open()
+            # Servers hold the stream of a GET open, whoever's it was. A POST's is waited for: at
+            # its end its connection can be kept.
+            await self._answers.read_events(response, reading, until_answered=bool(reading.ident))
         finally:
-            await _release(response)  # noqa: ASYNC102 - shielded and bounded there
-
-    async def close(self) -> None:
-        """See `Connection.close`."""
-        if self.session_id is None:
-            return
-        response = await self._open(
-            "DELETE", None, name="DELETE", delivery=Delivery(), control=True, tolerated=(404, 405)
-        )
-        await _release(response)
+            await release(response)  # noqa: ASYNC102 - shielded and bounded there
 
     async def _open(
         self,
@@ -150,9 +218,10 @@ class StreamableHttp:
         url = self._url
         redirects = 0
         while True:
-            await self._authorize(name)
+            if self._authorization.refreshable:
+                await self._authorize(name)
             # Read before anything is awaited, so it is that of the headers which are sent.
-            generation = self._auth_generation
+            generation = self._authorization.generation
             response = await self._once(
                 verb, url, payload, name=name, delivery=delivery, control=control, extra=extra
             )
@@ -162,11 +231,11 @@ class StreamableHttp:
             if status in _REDIRECTS and redirects < _MAX_REDIRECTS:
                 target = self._same_origin(response)
                 if target is not None:
-                    await _release(response)
+                    await release(response)
                     url, redirects = target, redirects + 1
                     continue
-            if status in _UNAUTHORIZED and self._credentials is not None and not refreshed:
-                await _release(response)
+            if status in _UNAUTHORIZED and self._authorization.refreshable and not refreshed:
+                await release(response)
                 refreshed = True
                 await self._authorize(name, refused=generation)
                 continue
@@ -184,15 +253,11 @@ class StreamableHttp:
         extra: Mapping[str, str] | None,
     ) -> httpx.Response:
         exchange = Exchange(control=control)
-        headers = {
-            **self._extra,
-            **(self._auths[-1] if self._auths else {}),
-            "accept": eras.ACCEPT_BOTH,
-        }
+        headers = {**self._extra, **self._authorization.headers, "accept": eras.ACCEPT_BOTH}
         if payload is not None:
             headers["content-type"] = eras.JSON_TYPE
-        if self.session_id is not None:
-            headers[eras.SESSION_HEADER] = self.session_id
+        if (session_id := self._session) is not None:
+            headers[eras.SESSION_HEADER] = session_id
         if self.revision is not None:
             headers[eras.VERSION_HEADER] = self.revision
         headers.update(extra or {})
@@ -216,7 +281,7 @@ class StreamableHttp:
             elif exchange.accepted:
                 phase = Phase.SEND
             raise self._failure(
-                phase, name, _describe(error), code=_code_of(error), sent=_sent(exchange)
+                phase, name, describe(error), code=_code_of(error), sent=_sent(exchange)
             ) from error
         finally:
             delivery.sent = _sent(exchange)
@@ -230,25 +295,10 @@ class StreamableHttp:
             jar.clear()
 
     async def _authorize(self, name: str, *, refused: int = 0) -> None:
-        """See to it that there are credentials newer than those of the generation `refused`.
-
-        Requests that are refused together wait for one refresh, and share its failure too.
-        """
-        if self._credentials is None or self._auth_generation > refused:
-            return
-        failures = self._auth_failures
-        async with self._auth_lock:
-            if self._auth_generation > refused:
-                return
-            if self._auth_failures > failures:
-                raise self._failure(Phase.CONNECT, name, self._auth_failure, code="credentials")
-            try:
-                self._auths.append(await self._credentials.headers(refresh=refused > 0))
-            except UserError as error:
-                self._auth_failures += 1
-                self._auth_failure = str(error)
-                raise self._failure(Phase.CONNECT, name, str(error), code="credentials") from error
-            self._auth_generation += 1
+        try:
+            await self._authorization.ensure(refused=refused)
+        except UserError as error:
+            raise self._failure(Phase.CONNECT, name, str(error), code="credentials") from error
 
     def _same_origin(self, response: httpx.Response) -> httpx.URL | None:
         try:
@@ -259,180 +309,22 @@ class StreamableHttp:
         return target if same else None
 
     async def _refused(self, response: httpx.Response, verb: str, name: str) -> CallFailed:
-        body = b""
-        try:
-            with trio.move_on_after(_DRAIN_SECONDS):
-                async with _chunks(response) as chunks:
-                    async for chunk in chunks:
-                        body += chunk
-                        if len(body) >= _EXCERPT:
-                            break
-        except httpx.TransportError:
-            pass  # the status alone is enough to judge by
-        finally:
-            await _release(response)  # noqa: ASYNC102 - shielded and bounded there
-        if _encoding(response):
-            body = b""  # nothing that a person or a rule could read
         status = response.status_code
-        code, rpc_code = "http_status", None
-        if body.lstrip().startswith(b"{"):
-            try:
-                message = jsonrpc.parse(body)
-            except jsonrpc.MalformedError:
-                pass
-            else:
-                rpc_code = jsonrpc.error_code(message.error)[0] if message.error else None
-        if 300 <= status < 400:
-            code = "redirect"
+        refusal = await read_refusal(response)
         return self._failure(
             Phase.LISTEN if verb == "GET" else Phase.AWAIT,
             name,
             f"{verb} was refused",
-            code=code,
+            code="redirect" if status < 400 else "http_status",
             status=status,
-            body=body[:_EXCERPT].decode("utf-8", "replace"),
-            rpc_code=rpc_code,
+            body=refusal.text,
+            rpc_code=refusal.rpc_code,
+            rpc_error=refusal.rpc_error if status >= 400 else b"",
             sent=Sent.YES,
         )
 
-    async def _read_answer(self, response: httpx.Response, name: str) -> None:
-        session_id = response.headers.get(eras.SESSION_HEADER)
-        if session_id and self.session_id is None and name == "initialize":
-            if not _SESSION_ID.fullmatch(session_id):
-                raise self._failure(
-                    Phase.HANDSHAKE,
-                    name,
-                    "a session id with other characters than visible ASCII",
-                    code="protocol",
-                    status=response.status_code,
-                    sent=Sent.YES,
-                )
-            self.session_id = session_id
-        if response.status_code in _NO_BODY:
-            return
-        self._check_encoding(response, Phase.STREAM, name)
-        kind = _media_type(response)
-        if kind == eras.STREAM_TYPE:
-            await self._read_events(response, sse.Decoder(self._event_limit), name, Position())
-            return
-        body = await self._read_body(response, name)
-        if not body.strip():
-            return
-        if kind != eras.JSON_TYPE:
-            raise self._failure(
-                Phase.STREAM,
-                name,
-                f"an answer of type {kind or '(none)'}",
-                code="protocol",
-                status=response.status_code,
-                sent=Sent.YES,
-                body=body[:_EXCERPT].decode("utf-8", "replace"),
-            )
-        try:
-            self._take(body)
-        except jsonrpc.MalformedError as error:
-            raise self._failure(
-                Phase.STREAM,
-                name,
-                f"the server sent {error}",
-                code="protocol",
-                status=response.status_code,
-                sent=Sent.YES,
-            ) from error
-
-    async def _read_body(self, response: httpx.Response, name: str) -> bytes:
-        parts: list[bytes] = []
-        size = 0
-        try:
-            async with _chunks(response) as chunks:
-                async for chunk in chunks:
-                    size += len(chunk)
-                    if size > self._body_limit:
-                        raise self._failure(
-                            Phase.STREAM,
-                            name,
-                            f"an answer exceeds {self._body_limit} bytes",
-                            code="too_large",
-                            status=response.status_code,
-                            sent=Sent.YES,
-                        )
-                    parts.append(chunk)
-        except httpx.TransportError as error:
-            raise self._failure(
-                Phase.STREAM,
-                name,
-                _describe(error),
-                code="broken_stream",
-                status=response.status_code,
-                sent=Sent.YES,
-            ) from error
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    async def _read_events(
-        self, response: httpx.Response, decoder: sse.Decoder, name: str, position: Position
-    ) -> None:
-        phase = Phase.LISTEN if name == "GET" else Phase.STREAM
-        malformed = 0
-        try:
-            async with _chunks(response) as chunks:
-                async for chunk in chunks:
-                    position.heard = trio.current_time()
-                    events = decoder.feed(chunk)
-                    position.last_event_id, position.retry = decoder.last_event_id, decoder.retry
-                    for event in events:
-                        if event.event == "message" and event.data:
-                            malformed += not self._take_event(event.data, quiet=malformed > 0)
-        except (httpx.TransportError, sse.EventTooLargeError) as error:
-            raise self._failure(
-                phase,
-                name,
-                _describe(error),
-                code="broken_stream",
-                status=response.status_code,
-                sent=Sent.YES,
-            ) from error
-        finally:
-            if malformed > 1:
-                log().warning("malformed_messages", server=self._server, count=malformed)
-
-    def _take_event(self, data: bytes, *, quiet: bool) -> bool:
-        # One bad event says nothing about the ones after it, so the stream goes on; a call whose
-        # answer it was ends as a stream without an answer. Only the first of a stream is logged,
-        # as a server may send nothing else.
-        try:
-            self._take(data)
-        except jsonrpc.MalformedError as error:
-            if not quiet:
-                log().warning("malformed_message", server=self._server, error=str(error))
-            return False
-        return True
-
-    def _check_encoding(self, response: httpx.Response, phase: Phase, name: str) -> None:
-        # We ask for identity. What is compressed all the same is not unpacked: a few kilobytes
-        # can become gigabytes, and httpx unpacks before any limit is asked.
-        if encoding := _encoding(response):
-            raise self._failure(
-                phase,
-                name,
-                f"an answer in the content encoding {encoding[:40]}",
-                code="protocol",
-                status=response.status_code,
-                sent=Sent.YES,
-            )
-
-    def _take(self, data: bytes) -> None:
-        if jsonrpc.is_batch(data):
-            messages = [jsonrpc.parse(part) for part in jsonrpc.split_batch(data)]
-        else:
-            messages = [jsonrpc.parse(data)]
-        for message in messages:
-            self._deliver(message)
-
     def _secrets(self) -> set[str]:
-        found = {self.session_id or ""}
-        for auth in self._auths:
-            for value in auth.values():
-                found |= {value, value.partition(" ")[2]}  # the latter without "Bearer"
+        found = {self.session_id or "", *self._authorization.values()}
         kept = {secret for secret in found if len(secret) >= SHORTEST}
         return kept | {v for v in self._extra.values() if len(v) >= _SHORTEST_STATIC_SECRET}
 
@@ -447,6 +339,7 @@ class StreamableHttp:
         status: int | None = None,
         body: str = "",
         rpc_code: int | None = None,
+        rpc_error: bytes = b"",
     ) -> CallFailed:
         secrets = self._secrets()
         return CallFailed(
@@ -457,7 +350,8 @@ class StreamableHttp:
                 status=status,
                 body=redact(body, secrets),
                 rpc_code=rpc_code,
-                had_session=self.session_id is not None,
+                rpc_error=rpc_error,
+                had_session=self._session is not None,
                 method=name,
                 detail=redact(detail, secrets),
                 code=code,
@@ -471,27 +365,10 @@ def _sent(exchange: Exchange) -> Sent:
     return Sent.PARTLY if exchange.accepted else Sent.NO
 
 
-def _media_type(response: httpx.Response) -> str:
-    value: str = response.headers.get("content-type", "")
-    return value.partition(";")[0].strip().lower()
-
-
-def _encoding(response: httpx.Response) -> str:
-    """The content encoding, or "" if there is none (RFC 9110, section 8.4)."""
-    value: str = response.headers.get("content-encoding", "")
-    plain = all(part.strip().lower() in ("", "identity") for part in value.split(","))
-    return "" if plain else value
-
-
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
     parts = urlsplit(str(url))
     port = {"http": 80, "https": 443}.get(parts.scheme) if parts.port is None else parts.port
     return parts.scheme, (parts.hostname or "").lower(), port
-
-
-def _describe(error: Exception) -> str:
-    text = str(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _code_of(error: httpx.TransportError) -> str:
@@ -500,26 +377,3 @@ def _code_of(error: httpx.TransportError) -> str:
     if isinstance(error, httpx.PoolTimeout):
         return "busy"
     return "transport"
-
-
-@asynccontextmanager
-async def _chunks(response: httpx.Response) -> AsyncIterator[AsyncIterator[bytes]]:
-    # Whoever walks away in the middle leaves httpx's generators suspended, one inside the other,
-    # and closing the outermost one leaves the others to the garbage collector. The error that
-    # comes out of a stream which has been closed ends all of them.
-    chunks = response.aiter_raw()
-    try:
-        yield chunks
-    finally:
-        await _release(response)  # noqa: ASYNC102 - shielded and bounded there
-        with suppress(httpx.RequestError, httpx.StreamError):
-            with trio.move_on_after(_DRAIN_SECONDS, shield=True):  # noqa: ASYNC100, RUF100
-                async for _ in chunks:
-                    pass
-
-
-async def _release(response: httpx.Response) -> None:
-    # Closing a response whose body was not read to its end drops the connection, which may say
-    # goodbye to a TLS peer; that must not hold anything up.
-    with trio.move_on_after(_DRAIN_SECONDS, shield=True):
-        await response.aclose()

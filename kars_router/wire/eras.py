@@ -2,7 +2,8 @@
 
 Must not know sessions or sockets.
 
-Source: MCP "Versioning" and "Lifecycle"; transports of 2025-03-26, 2025-06-18, 2025-11-25.
+Source: MCP "Versioning" and "Lifecycle"; transports of 2025-03-26, 2025-06-18, 2025-11-25,
+2026-07-28.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from typing import Final
 # Newest first: the first one is what we ask a server for.
 HANDSHAKE_REVISIONS: Final = ("2025-11-25", "2025-06-18", "2025-03-26")
 LATEST_HANDSHAKE: Final = HANDSHAKE_REVISIONS[0]
+# Newest first, too. These have no handshake: each request says for itself what it needs.
+STATELESS_REVISIONS: Final = ("2026-07-28",)
+LATEST_STATELESS: Final = STATELESS_REVISIONS[0]
 # A client that names no version is held to be of this one (2025-06-18, "Protocol Version Header").
 ASSUMED_REVISION: Final = "2025-03-26"
 BATCH_REVISION: Final = "2025-03-26"

@@ -38,6 +38,14 @@ def public_name(server: str, tool: str) -> str:
     return f"{safe[: LIMIT - _HASH_LENGTH - 1]}_{digest}"
 
 
+def split_public(name: str) -> tuple[str, str] | None:
+    """Reads a public name back; None if it is none, or had to be changed when it was made."""
+    server, found, own = name.partition(SEPARATOR)
+    if not (found and server and own) or public_name(server, own) != name:
+        return None
+    return server, own
+
+
 def split_dotted(name: str) -> tuple[str, str] | None:
     """Splits the other accepted spelling, `<server>.<tool>`; None if it is not that."""
     server, dot, tool = name.partition(".")

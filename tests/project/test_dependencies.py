@@ -12,7 +12,11 @@ from packaging.utils import canonicalize_name
 from repository import ROOT, files, relative
 
 # Where what is imported is not called what is installed.
-IMPORTED_AS = {"prometheus-client": "prometheus_client", "ruamel-yaml": "ruamel"}
+IMPORTED_AS = {
+    "prometheus-client": "prometheus_client",
+    "ruamel-yaml": "ruamel",
+    "trio-websocket": "trio_websocket",
+}
 RECORD = ROOT / "docs" / "decisions" / "0002-dependencies.md"
 
 

@@ -29,6 +29,17 @@ def test_404_with_a_session_is_a_loss_whatever_the_body(body: str) -> None:
     assert lost(404, body)
 
 
+@pytest.mark.parametrize("phase", list(Phase))
+@pytest.mark.parametrize("sent", list(Sent))
+def test_the_end_of_a_channel_is_a_loss_however_it_is_noticed(phase: Phase, sent: Sent) -> None:
+    verdict = classify(
+        Failure(server="s", phase=phase, sent=sent, code="channel_closed", had_session=False)
+    )
+    assert verdict is not None
+    assert verdict.lost
+    assert not verdict.tentative
+
+
 def test_404_without_a_session_is_none() -> None:
     assert not lost(404, "Session not found", had_session=False)
 
@@ -110,6 +121,8 @@ def test_without_a_status_nothing_is_known() -> None:
         (failure(499), Fate.NOT_EXECUTED),
         (failure(500), Fate.UNKNOWN),
         (failure(503), Fate.UNKNOWN),
+        # A GET for the rest of an answer, to a call that the server had taken.
+        (failure(404, phase=Phase.LISTEN), Fate.UNKNOWN),
     ],
 )
 def test_the_fate_of_a_failed_call(given: Failure, fate: Fate) -> None:

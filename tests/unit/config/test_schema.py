@@ -257,16 +257,20 @@ def test_mistakes(raw: object, line: str) -> None:
         ({"url": None}, "url: is missing: give the server's address, such as http://localhost:8931/mcp"),
         ({"url": "h:1"}, "url: must start with http:// or https://"),
         ({"url": 5}, "url: must be a string, not a number"),
-        ({"url": "ws://h/"}, "url: is a WebSocket address, which this release does not support; use http(s)"),
-        ({"url": "wss://h/"}, "url: is a WebSocket address, which this release does not support; use http(s)"),
-        ({"transport": "sse"}, "transport: sse is not supported by this release; use streamable-http"),
-        ({"transport": "websocket"}, "transport: websocket is not supported by this release; use streamable-http"),
-        ({"transport": "stdio"}, "transport: stdio is not supported by this release; use streamable-http"),
+        ({"url": "ws://h/", "transport": "sse"}, "transport: cannot be sse with a url that does not start with http:// or https://"),
+        ({"url": "wss://h/", "transport": "streamable-http"}, "transport: cannot be streamable-http with a url that does not start with http:// or https://"),
+        ({"transport": "websocket"}, "transport: cannot be websocket with a url that does not start with ws:// or wss://"),
+        ({"transport": "stdio"}, "transport: cannot be stdio with a url; give a command instead"),
         ({"transport": "http"}, "transport: must be one of auto, streamable-http, sse, websocket, stdio, not 'http'"),
         ({"transport": ["sse"]}, "transport: must be one of auto, streamable-http, sse, websocket, stdio, not a list"),
         ({"oauth": {"issuer": "x"}}, "oauth: is not supported by this release; name a token with bearerFromEnv"),
-        ({"url": None, "command": "npx"}, "command: is not supported by this release, which speaks to http and https URLs"),
-        ({"url": None, "command": ["npx"], "args": ["-y"], "env": {"A": "b"}, "transport": "stdio"}, "command: is not supported by this release, which speaks to http and https URLs"),
+        ({"url": None, "command": "npx", "oauth": {}}, "oauth: is not supported by this release; name a token with bearerFromEnv"),
+        ({"url": None, "command": "npx", "transport": "sse"}, "transport: cannot be sse with a command, which is spoken to over stdio"),
+        ({"url": None, "command": "npx", "bearerFromEnv": "A"}, "bearerFromEnv: has no meaning with a command, which is given what it needs in args and env"),
+        ({"url": None, "command": "npx", "bearerFromFile": "a"}, "bearerFromFile: has no meaning with a command, which is given what it needs in args and env"),
+        ({"url": None, "command": "npx", "headers": {"A": "b"}}, "headers: has no meaning with a command, which is given what it needs in args and env"),
+        ({"url": None, "command": "npx", "caFile": "a"}, "caFile: has no meaning with a command, which is given what it needs in args and env"),
+        ({"url": None, "command": "npx", "maxConnections": 1}, "maxConnections: has no meaning with a command, which is given what it needs in args and env"),
         ({"args": ["-y"]}, "args: has no meaning without command"),
         ({"env": {"A": "b"}}, "env: has no meaning without command"),
         ({"allowedTools": "*"}, "allowedTools: must be a list, not '*'"),
@@ -276,6 +280,7 @@ def test_mistakes(raw: object, line: str) -> None:
         ({"headers": {"Cookie": "a"}}, "headers.Cookie: cannot be set here, since it belongs to a browser and the router is none"),
         ({"headers": {"X-A": "1", "x-a": "2"}}, "headers.x-a: is given twice, as 'X-A' too: case does not matter here"),
         ({"caFile": "ca.pem"}, "caFile: has no effect on a URL without TLS; use https"),
+        ({"url": "ws://h/", "caFile": "ca.pem"}, "caFile: has no effect on a URL without TLS; use wss"),
         ({"sessionScope": "pod"}, "sessionScope: must be one of agent, shared, not 'pod'"),
         ({"onSessionLoss": "retry"}, "onSessionLoss: must be one of replay, fail, not 'retry'"),
         ({"timeouts": {"read": 5}}, "timeouts.read: is not a known key"),
@@ -288,10 +293,27 @@ def test_mistakes_in_a_server(keys: dict[str, object], line: str) -> None:
     assert server_lines(**keys) == [line]
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"url": "ws://h/"},
+        {"url": "wss://h:1/ws?a=b", "transport": "websocket", "caFile": "/ca.pem", "headers": {"A": "b"}},
+        {"url": "http://h/sse", "transport": "sse"},
+        {"url": "https://h/", "transport": "streamable-http"},
+        {"command": "npx"},
+        {"command": ["npx", "-y"], "args": ["pkg"], "env": {"A": "b"}, "transport": "stdio"},
+        {"command": "npx", "transport": "auto", "maxConnections": 64},
+    ],
+)  # fmt: skip
+def test_transports_that_fit(keys: dict[str, object]) -> None:
+    server = structure_server(keys)
+    assert server.url == keys.get("url")
+    assert server.transport == keys.get("transport", "auto")
+
+
 def test_a_url_and_a_command_exclude_each_other() -> None:
     assert server_lines(command=["x", 5]) == [
         "url: cannot stand beside command: a server has one or the other",
-        "command: is not supported by this release, which speaks to http and https URLs",
         "command[1]: must be a string, not a number",
     ]
     assert "command: must name a program" in server_lines(command="")

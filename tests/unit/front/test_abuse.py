@@ -164,6 +164,7 @@ async def test_a_call_of_an_agent_that_has_ended_its_session_is_not_made(
 
 
 async def test_a_rebound_name_reads_nothing_of_the_operator_s(bench: Bench) -> None:
+    await bench.connect()  # by then the server was tried, so that the router is ready
     for path, host, status in [
         ("/api/v1/sessions", "evil.example", 421),
         ("/metrics", "evil.example:9090", 421),

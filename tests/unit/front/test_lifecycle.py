@@ -165,7 +165,8 @@ async def test_the_number_of_sessions_is_limited(autojump_clock: MockClock) -> N
 
 async def test_instructions_of_servers_are_passed_on(autojump_clock: MockClock) -> None:
     async with open_bench(configured={"box": {}, "other": {}}) as bench:
-        bench.router.supervisor.servers["box"].instructions = "Count."
+        await bench.connect()
+        bench.router.supervisor.servers["box"].keeper.instructions = "Count."
         everything = (await bench.connect()).server
         assert everything["instructions"] == "# box\nCount."
         assert (await bench.connect("/mcp/box")).server["instructions"] == "Count."

@@ -12,6 +12,7 @@ from trio.testing import MockClock
 from kars_router.front import results
 from kars_router.model import CallOutcome, Fate, SessionReset
 from kars_router.testing import HeartbeatServer, PlainAgent, Received, Reply, text_of
+from kars_router.wire import jsonrpc
 
 # Everything a decoder might change: spellings of numbers, escapes, order, fields nobody knows.
 RESULT = (
@@ -39,10 +40,23 @@ def answers(method: str, text: bytes) -> Callable[[Received], Reply | None]:
     "outcome", [b'"result":%b', b'"error":{"code":-1,"message":"m","data":%b}']
 )
 async def test_what_a_server_answers_passes_byte_for_byte(bench: Bench, outcome: bytes) -> None:
-    agent = await bench.connect()
+    agent = await bench.connect("/mcp/box")
     bench.server.script = answers("tools/call", outcome % RESULT)
-    response = await bench.post(rpc("tools/call", {"name": "box__read"}, "i"), agent.session)
+    call = rpc("tools/call", {"name": "read"}, "i")
+    response = await bench.post(call, agent.session, path="/mcp/box")
     assert response.content == b'{"jsonrpc":"2.0","id":"i",%b}' % (outcome % RESULT)
+
+
+async def test_where_all_servers_are_only_uris_change(bench: Bench) -> None:
+    agent = await bench.connect()
+    bench.server.script = answers("tools/call", b'"result":%b' % RESULT)
+    response = await bench.post(rpc("tools/call", {"name": "box__read"}, "i"), agent.session)
+    got = jsonrpc.members(bytes(jsonrpc.members(response.content)["result"]))
+    sent = jsonrpc.members(RESULT)
+    assert bytes(got.pop("content")) == bytes(sent.pop("content")).replace(
+        b'"uri":"x:y"', b'"uri":"box+x:y"'
+    )
+    assert {k: bytes(v) for k, v in got.items()} == {k: bytes(v) for k, v in sent.items()}
 
 
 @pytest.mark.parametrize(("path", "name"), [("/mcp", b"box__echo"), ("/mcp/box", b"echo")])
@@ -52,14 +66,14 @@ async def test_what_an_agent_passes_arrives_byte_for_byte(
     agent = await bench.connect(path)
     bench.server.script = answers("tools/call", b'"result":{}')
     body = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"%b",%b}}'
-    rest = b'"arguments":%b,"_meta":{"progressToken":1.0},"x":1e400' % RESULT
+    rest = b'"arguments":%b,"_meta":{"other":1.0},"x":1e400' % RESULT
     response = await bench.post(body % (name, rest), agent.session, path=path)
     assert "result" in response.json()
     (call,) = bench.server.requests("tools/call") or [
         received for received in bench.server.log if b"tools/call" in received.body
     ]
     assert RESULT in call.body
-    assert b'"_meta":{"progressToken":1.0}' in call.body
+    assert b'"_meta":{"other":1.0}' in call.body
     assert b'"x":1e400' in call.body
     assert b'"name":"echo"' in call.body
 
@@ -241,11 +255,16 @@ def test_a_result_that_is_no_object_passes(result: bytes) -> None:
     assert results.with_notice("box", result, SessionReset(3, "x")) == result
 
 
-def test_an_error_of_the_server_wins_over_everything() -> None:
-    outcome = CallOutcome(fate=Fate.EXECUTED, code="rpc_error", error=b'{"code":1,"message":"m"}')
-    assert results.response(b"1", "box", outcome) == (
-        b'{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"m"}}'
-    )
+def test_a_failed_request_says_its_fate() -> None:
+    outcome = CallOutcome(fate=Fate.UNKNOWN, code="timeout", message="No answer.")
+    error = msgspec.json.decode(results.failed_request("box", outcome))
+    assert (error["code"], error["message"]) == (-32603, "No answer.")
+    assert error["data"][CALL] == {
+        "fate": "unknown",
+        "code": "timeout",
+        "server": "box",
+        "retryable": False,
+    }
 
 
 async def test_a_server_that_is_down_is_said_to_be_so(autojump_clock: MockClock) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kars_router.errors import UserError
-from kars_router.front.sealing import KEY_BYTES, KEY_FILE, Sealer, Ticket, load_key
+from kars_router.front.sealing import KEY_BYTES, KEY_FILE, Seal, Sealer, Ticket, load_key
 
 KEY = bytes(range(KEY_BYTES))
 VISIBLE = set(string.ascii_letters + string.digits + "-_")
@@ -54,6 +54,22 @@ def test_each_id_has_one_spelling(padding: int) -> None:
 def test_another_key_opens_nothing() -> None:
     session = Sealer(KEY).seal(Ticket("a", "2025-11-25", "", 0.0))
     assert Sealer(KEY[::-1]).open(session) is None
+
+
+def test_what_was_sealed_for_one_purpose_opens_nothing_for_another() -> None:
+    one, other = Seal(KEY, b"one, version 1", list[int]), Seal(KEY, b"other, version 1", list[int])
+    assert one.open(one.seal([1, 2])) == [1, 2]
+    assert other.open(one.seal([1, 2])) is None
+    assert Sealer(KEY).open(one.seal([1, 2])) is None
+
+
+def test_what_is_bound_opens_only_with_what_it_belongs_to() -> None:
+    seal = Seal(KEY, b"one, version 1", list[int])
+    text = seal.seal([1, 2], b"here")
+    assert seal.open(text, b"here") == [1, 2]
+    for elsewhere in (b"", b"there", b"here "):
+        assert seal.open(text, elsewhere) is None
+    assert seal.open(seal.seal([1, 2]), b"here") is None
 
 
 def test_a_key_is_made_once(tmp_path: Path) -> None:

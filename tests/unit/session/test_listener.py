@@ -10,7 +10,11 @@ from trio.testing import MockClock
 from unit.session.upstream_kit import Rig, open_rig, with_settings
 
 from kars_router.config.schema import Limits
+from kars_router.errors import CallFailed
+from kars_router.model import Failure, Phase
+from kars_router.session.listener import Listener, ListenState
 from kars_router.testing import Fault, FaultPlan, HeartbeatServer, Received, Reply
+from kars_router.transports.base import Position
 
 EMPTY_STREAM = Reply(headers={"content-type": "text/event-stream"})
 
@@ -373,3 +377,45 @@ async def test_a_stream_that_is_reset_is_reopened(autojump_clock: MockClock) -> 
         assert rig.slot().generation == 1
         assert rig.state() == "open"
         assert await rig.text("read") == "counter: 1"
+
+
+@pytest.mark.parametrize("opens", [True, False])
+async def test_the_end_of_a_channel_is_the_end_of_the_session(
+    autojump_clock: MockClock, opens: bool
+) -> None:
+    """There is nothing to be opened again, however often it would be tried."""
+    failure = Failure(server="s", phase=Phase.LISTEN, code="channel_closed")
+    lost: list[Failure] = []
+    states: list[ListenState] = []
+
+    class Channel:
+        session_id = revision = None
+        correlates = False
+        listened = 0
+
+        async def listen(self, position: Position, on_open: Callable[[], None]) -> None:
+            self.listened += 1
+            if opens:
+                on_open()
+                await trio.sleep(100)
+            raise CallFailed(failure)
+
+    async def probe() -> bool:
+        raise AssertionError("it is known to be gone")
+
+    channel = Channel()
+    listener = Listener(
+        channel,  # type: ignore[arg-type] # the rest of it is not used
+        server="s",
+        silence=600.0,
+        probe=probe,
+        lost=lost.append,
+        changed=lambda _, new: states.append(new),
+    )
+    await listener.run()
+    assert lost == [failure]
+    assert channel.listened == 1
+    assert listener.state is ListenState.CLOSED
+    assert listener.settled.is_set()
+    assert (ListenState.OPEN in states) is opens
+    assert ListenState.WAITING not in states

@@ -96,6 +96,6 @@ async def test_agents_may_end_and_call_at_any_moment_of_a_stop(
                 await trio.lowlevel.checkpoint()
             over = runtime._stopped.is_set()
             rig.router.supervisor.end_agent("a", "DELETE")
-            runtime.slot_for("b")
+            await runtime.slot_for("b")
         ticks += 1
     assert ticks > 10

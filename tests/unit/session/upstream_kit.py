@@ -17,16 +17,21 @@ import trio
 from attrs import define
 
 from kars_router.config.frozenmap import FrozenMap
-from kars_router.config.schema import Config, Server, Timeouts
+from kars_router.config.schema import Config, Era, Server, Timeouts
 from kars_router.model import CallOutcome, ToolCall
 from kars_router.service import Router, open_router
+from kars_router.session.base import Session
 from kars_router.session.server import ServerRuntime
 from kars_router.session.slot import Slot
-from kars_router.session.upstream import UpstreamSession
 from kars_router.testing import AsgiBridge, FaultPlan, HeartbeatServer, Received, text_of
 
 URL = "http://upstream.test/mcp"
-SETTINGS = Server(url=URL, allowed_tools=("*",), timeouts=Timeouts(connect=5.0, call=60.0))
+SETTINGS = Server(
+    url=URL,
+    allowed_tools=("*",),
+    era=Era.HANDSHAKE,
+    timeouts=Timeouts(connect=5.0, call=60.0),
+)
 
 
 @define(eq=False)
@@ -56,7 +61,7 @@ class Rig:
     def slot(self, agent: str = "a") -> Slot:
         return self.runtime.slots[agent]
 
-    def session(self, agent: str = "a") -> UpstreamSession:
+    def session(self, agent: str = "a") -> Session:
         session = self.slot(agent).session
         assert session is not None
         return session

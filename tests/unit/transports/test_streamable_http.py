@@ -1,85 +1,29 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import httpx
 import pytest
 import trio
-from attrs import define, evolve, field
+from attrs import evolve
 from structlog.testing import capture_logs
 from trio.testing import MockClock
+from unit.transports.streamable_kit import ANSWER, CALL, STREAM, URL, open_wire
 
 from kars_router.errors import CallFailed, UserError
 from kars_router.model import Phase, Sent
-from kars_router.testing import AsgiBridge, Fault, FaultPlan, HeartbeatServer, Received, Reply
+from kars_router.testing import Fault, FaultPlan, Received, Reply
 from kars_router.transports.base import Delivery, Position
 from kars_router.transports.client import new_client
 from kars_router.transports.streamable_http import StreamableHttp
-from kars_router.wire import jsonrpc
-from kars_router.wire.jsonrpc import Message
-
-URL = "http://upstream.test/mcp"
-CALL = jsonrpc.request(b"7", "tools/call", b'{"name":"t"}')
-ANSWER: Mapping[str, Any] = {"jsonrpc": "2.0", "id": 7, "result": {}}
-STREAM = {"content-type": "text/event-stream"}
-
-
-@define
-class Wire:
-    """A connection to a server that does only what its script says."""
-
-    connection: StreamableHttp
-    server: HeartbeatServer
-    bridge: AsgiBridge
-    taken: list[Message] = field(factory=list)
-    delivery: Delivery = field(factory=Delivery)
-
-    async def send(self, payload: bytes = CALL, method: str = "tools/call") -> None:
-        await self.connection.send(payload, method=method, delivery=self.delivery)
-
-    async def refused(self) -> CallFailed:
-        with pytest.raises(CallFailed) as caught:
-            await self.send()
-        assert self.bridge.open_responses == 0
-        assert caught.value.failure.sent is self.delivery.sent or self.delivery.sent is Sent.YES
-        return caught.value
-
-    @property
-    def seen(self) -> list[Received]:
-        return self.server.log
-
-
-@asynccontextmanager
-async def open_wire(
-    script: Callable[[Received], Reply] | Reply,
-    *,
-    faults: FaultPlan | None = None,
-    url: str = URL,
-    **options: Any,
-) -> AsyncIterator[Wire]:
-    taken: list[Message] = []
-    async with trio.open_nursery() as nursery, HeartbeatServer.open() as server:
-        server.script = script if callable(script) else lambda _: script
-        bridge = AsgiBridge(server.app, nursery, faults=faults)
-        async with new_client(bridge) as client:
-            connection = StreamableHttp(client, url, server="s", deliver=taken.append, **options)
-            yield Wire(connection, server, bridge, taken)
-        assert bridge.open_responses == 0
-        nursery.cancel_scope.cancel()
-
-
-def answers(wire: Wire) -> list[bytes | None]:
-    return [message.result for message in wire.taken]
 
 
 @pytest.mark.parametrize("reply", [Reply.json(ANSWER), Reply.events(ANSWER), Reply.json([ANSWER])])
 async def test_an_answer_in_either_type_is_delivered(reply: Reply) -> None:
     async with open_wire(reply) as wire:
         await wire.send()
-        assert answers(wire) == [b"{}"]
+        assert wire.answers == [b"{}"]
         assert wire.delivery.sent is Sent.YES
 
 
@@ -104,7 +48,7 @@ async def test_cookies_of_the_server_are_kept_in_the_session_alone() -> None:
     async with open_wire(reply) as wire:
         await wire.send()
         await wire.send()
-        other = StreamableHttp(new_client(wire.bridge), URL, server="s", deliver=wire.taken.append)
+        other = StreamableHttp(new_client(wire.bridge), URL, server="s", deliver=wire.take)
         await other.send(CALL, method="tools/call", delivery=Delivery())
         assert [r.headers.get("cookie") for r in wire.seen] == [None, "node=1", None]
 
@@ -121,7 +65,7 @@ async def test_a_redirect_within_the_origin_is_followed(status: int, location: s
 
     async with open_wire(script) as wire:
         await wire.send()
-        assert answers(wire) == [b"{}"]
+        assert wire.answers == [b"{}"]
         assert [(r.http_method, r.path, r.body) for r in wire.seen] == [
             ("POST", "/mcp", CALL),
             ("POST", "/other", CALL),
@@ -264,7 +208,7 @@ async def test_a_bad_event_is_skipped_and_the_next_one_taken() -> None:
     body = b'data: {\n\nevent: other\ndata: {"x":1}\n\ndata:\n\n' + Reply.events(ANSWER).body
     async with open_wire(Reply(headers=STREAM, body=body)) as wire:
         await wire.send()
-        assert answers(wire) == [b"{}"]
+        assert wire.answers == [b"{}"]
 
 
 @pytest.mark.parametrize("status", [202, 204, 200])
@@ -341,7 +285,7 @@ async def test_a_stream_keeps_its_position_up_to_date() -> None:
         assert (position.last_event_id, position.retry, opened) == ("2", 2.5, [True])
         await wire.connection.listen(position, lambda: opened.append(True))
         assert [r.headers.get("last-event-id") for r in wire.seen] == [None, "2"]
-        assert answers(wire) == [b"{}", b"{}"]
+        assert wire.answers == [b"{}", b"{}"]
 
 
 async def test_a_get_that_is_no_stream_is_a_failure() -> None:
@@ -373,7 +317,7 @@ async def test_a_compressed_answer_is_refused_unread(encoding: str, stream: bool
 async def test_an_answer_that_says_it_is_not_compressed_is_taken(encoding: str) -> None:
     async with open_wire(Reply.json(ANSWER, headers={"content-encoding": encoding})) as wire:
         await wire.send()
-        assert answers(wire) == [b"{}"]
+        assert wire.answers == [b"{}"]
 
 
 @pytest.mark.parametrize("body", [gzip.compress(b"Session not found"), b"nothing to unpack"])
@@ -446,7 +390,7 @@ async def test_calls_that_are_refused_together_refresh_the_credentials_once() ->
         for _ in range(20):
             nursery.start_soon(wire.send)
     assert keys.refreshed == [False, True]
-    assert answers(wire) == [b"{}"] * 20
+    assert wire.answers == [b"{}"] * 20
     assert len(wire.seen) == 40
 
 
@@ -464,7 +408,7 @@ async def test_a_call_whose_credentials_were_refreshed_meanwhile_is_only_sent_ag
         nursery.start_soon(wire.send, b"{}")
         nursery.start_soon(wire.send)
     assert keys.refreshed == [False, True]
-    assert len(answers(wire)) == 2
+    assert len(wire.answers) == 2
 
 
 async def test_a_refresh_that_fails_fails_everyone_who_waited_for_it(
@@ -521,4 +465,4 @@ async def test_an_answer_with_half_a_character_is_not_lost() -> None:
     kind = {"content-type": "application/json"}
     async with open_wire(Reply(headers=kind, body=body)) as wire:
         await wire.send()
-        assert answers(wire) == [b'{"text":"cut \\ufffd"}']
+        assert wire.answers == [b'{"text":"cut \\ufffd"}']

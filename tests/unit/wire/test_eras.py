@@ -27,6 +27,13 @@ def test_the_oldest_revision_is_taken_from_servers_only() -> None:
     assert eras.negotiate("2024-11-05") == eras.LATEST_HANDSHAKE
 
 
+@pytest.mark.parametrize("revision", eras.STATELESS_REVISIONS)
+def test_a_revision_without_handshakes_is_never_agreed_to_in_one(revision: str) -> None:
+    assert eras.LATEST_STATELESS in eras.STATELESS_REVISIONS
+    assert eras.negotiate(revision) == eras.LATEST_HANDSHAKE
+    assert not eras.is_usable(revision)
+
+
 def test_batches_belong_to_one_revision() -> None:
     assert [eras.allows_batch(r) for r in eras.HANDSHAKE_REVISIONS] == [False, False, True]
 

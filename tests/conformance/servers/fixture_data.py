@@ -1,4 +1,4 @@
-"""What the fixture server's tools return and ask for: media and schemas, no behaviour."""
+"""What the fixture server returns and asks for: media and schemas, no behaviour."""
 
 from __future__ import annotations
 
@@ -115,4 +115,26 @@ ELICITATION_ENUMS = {
         "titledMulti": {"type": "array", "items": {"anyOf": _titled("Choice")}},
     },
     "required": [],
+}
+
+
+def _answer(name: str, kind: str) -> dict[str, Any]:
+    return {"type": "object", "properties": {name: {"type": kind}}, "required": [name]}
+
+
+NAME = _answer("name", "string")
+COLOUR = _answer("color", "string")
+CONTEXT = _answer("context", "string")
+CONFIRMATION = _answer("ok", "boolean")
+
+# Arguments that a client of the stateless era repeats as `Mcp-Param-Region` and so on.
+IN_HEADERS = {
+    "type": "object",
+    "properties": {
+        "region": {"type": "string", "x-mcp-header": "Region"},
+        "priority": {"type": "integer", "x-mcp-header": "Priority"},
+        "verbose": {"type": "boolean", "x-mcp-header": "Verbose"},
+        "query": {"type": "string"},
+    },
+    "required": ["region"],
 }

@@ -1,0 +1,66 @@
+"""The agent's side of a request, as far as both eras share it.
+
+Owns the way from a server's own names and URIs to those that the agent sees. How something is told
+or asked is each era's own. Must not know HTTP.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from attrs import define, field, frozen
+
+from kars_router.front.view import View
+from kars_router.session.caller import Caller, Reply, refusal
+from kars_router.wire import capabilities
+
+
+@frozen(kw_only=True)
+class Requester:
+    """Who makes a request.
+
+    Attributes:
+        agent: identifier of the agent, as the upstream side knows it.
+        endpoint: the one server that it speaks to, or "" for all.
+        client: what its client calls itself; untrusted.
+    """
+
+    agent: str
+    endpoint: str
+    client: str = ""
+
+
+@define(eq=False, kw_only=True)
+class AgentCaller(Caller, ABC):
+    """One request of an agent, whichever era it is of.
+
+    Attributes:
+        view: names and URIs as this agent sees them.
+        server: the server that the request goes to; set once that is known.
+    """
+
+    view: View
+    server: str = field(default="")
+
+    def begin(self) -> bool:
+        """Told that the request is about to leave; False if its agent is gone, so it must not."""
+        return True
+
+    def notify(self, method: str, params: bytes) -> None:
+        """See `Caller.notify`."""
+        self.tell(method, self.view.told(self.server, method, params))
+
+    async def ask(self, method: str, params: bytes) -> Reply:
+        """See `Caller.ask`; refuses what the agent did not declare."""
+        missing = capabilities.allows(self.capabilities, method, params)
+        if missing is not None:
+            return refusal(f"the client does not offer {missing}")
+        return await self.put(method, self.view.asked(self.server, method, params))
+
+    @abstractmethod
+    def tell(self, method: str, params: bytes) -> None:
+        """Passes a notification on, under the names that the agent sees; never waits."""
+
+    @abstractmethod
+    async def put(self, method: str, params: bytes) -> Reply:
+        """Puts a question, under the names that the agent sees, and waits for the answer."""

@@ -1,0 +1,296 @@
+"""stdio: a server that is a child process, one JSON-RPC message a line.
+
+Owns the process, its pipes, its environment and its end. Must not know which message answers
+which.
+
+Source: MCP 2025-11-25 "Transports / stdio", "Lifecycle / Shutdown".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import os
+import select
+import signal
+import subprocess
+import sys
+import termios
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import trio
+
+from kars_router.model import Phase, Sent
+from kars_router.telemetry import log
+from kars_router.transports.base import Deliver, Delivery
+from kars_router.transports.channel import ChannelEnded, StreamChannel
+from kars_router.transports.lines import Line, LineDecoder
+from kars_router.transports.redaction import redact
+
+# What a program needs to find itself at home. Nothing else of the router's environment: that
+# holds the tokens of other servers.
+INHERITED: Final = (
+    "HOME",
+    "LANG",
+    "LANGUAGE",
+    "LC_ALL",
+    "LC_CTYPE",
+    "LC_MESSAGES",
+    "LOGNAME",
+    "PATH",
+    "SHELL",
+    "TERM",
+    "TMPDIR",
+    "TZ",
+    "USER",
+)
+
+_CHUNK: Final = 64 * 1024
+# A pipe takes that much whole or not at all (POSIX, PIPE_BUF), so what was accepted is known.
+_ATOMIC: Final = 4096
+# The most that a pipe holds on Linux, unless somebody with privileges has made it larger.
+_PIPE: Final = 1024 * 1024
+# For what a process that has ended, or an orphan of it, still has in its pipes.
+_LAST_WORDS_SECONDS: Final = 0.5
+_STEP_SECONDS: Final = 1.0
+_STDERR_LINE: Final = 2000
+_STDERR_BURST: Final = 100
+_STDERR_SECONDS: Final = 10.0
+_SHORTEST_SECRET: Final = 8
+
+
+def environment(given: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a child: what is given, over the few variables that are inherited.
+
+    Args:
+        given: the variables of its configuration.
+        own: the router's environment.
+    """
+    return {**{name: own[name] for name in INHERITED if name in own}, **given}
+
+
+class Stdio(StreamChannel):
+    """One session with a child process of its own.
+
+    The process leads a session and process group of its own, and the whole group ends with the
+    channel: its stdin is closed, a second later it gets SIGTERM, another second later SIGKILL.
+    What put itself into another group is not found.
+
+    Args:
+        argv: the program and its arguments, at least the program; looked for in the PATH of `env`.
+        env: its whole environment; see `environment`.
+        server: the server's configured name.
+        deliver: takes every message that arrives, at once and without waiting.
+        connect_timeout: seconds for starting it, and for writing one message.
+        event_limit: most bytes of one message.
+        secrets: what must not appear in failures and in the log.
+    """
+
+    # A server that works on a call may read nothing else meanwhile; that is no reason to end it.
+    droppable = True
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        server: str,
+        deliver: Deliver,
+        connect_timeout: float = 5.0,
+        event_limit: int = 16 * 1024 * 1024,
+        secrets: Sequence[str] = (),
+    ) -> None:
+        long_enough = [secret for secret in secrets if len(secret) >= _SHORTEST_SECRET]
+        super().__init__(
+            server=server, deliver=deliver, connect_timeout=connect_timeout, secrets=long_enough
+        )
+        self._argv = list(argv)
+        self._env = dict(env)
+        self._limit = event_limit
+        self._process: trio.Process | None = None
+        self._stopped = False
+        self._written = 0
+        # Messages and where in all that was written they end, as far as they may still be unread.
+        self._ends: deque[tuple[int, Delivery]] = deque()
+        self._stderr_read = trio.Event()
+        self._last_line = ""
+        self._allowed = _STDERR_BURST
+        self._dropped = 0
+        self._since = -math.inf
+
+    @property
+    def pid(self) -> int | None:
+        """The process's number, and its group's; None before it was started."""
+        return self._process.pid if self._process is not None else None
+
+    async def _run(self, opened: Callable[[], None]) -> str:
+        try:
+            process = await trio.lowlevel.open_process(
+                self._argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=self._env,
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:  # the latter for a NUL in an argument
+            reason = getattr(error, "strerror", None) or str(error)
+            text = f"the command {self._argv[0]!r} cannot be started: {reason}"
+            raise self.failed(Phase.CONNECT, text, code="connect") from error
+        self._process = process
+        log().info("process_started", server=self._server, pid=process.pid)
+        opened()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._read_stderr, process)
+            reading = trio.CancelScope()
+            nursery.start_soon(self._watch, process, reading)
+            with reading:
+                await self._read_stdout(process)
+            with trio.move_on_after(_LAST_WORDS_SECONDS):
+                await process.wait()
+                await self._stderr_read.wait()
+            nursery.cancel_scope.cancel()
+        self._take_back_unread(process)
+        return self._reason(process)
+
+    async def _write(self, payload: bytes, delivery: Delivery) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        # Between the tokens of JSON a line break means nothing; here it would end the message.
+        line = payload.replace(b"\n", b" ").replace(b"\r", b" ") + b"\n"
+        try:
+            for start in range(0, len(line), _ATOMIC):
+                piece = line[start : start + _ATOMIC]
+                await self._process.stdin.send_all(piece)
+                self._written += len(piece)
+                delivery.sent = Sent.PARTLY
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise ChannelEnded("the process takes no more input") from error
+        delivery.sent = Sent.YES
+        self._ends.append((self._written, delivery))
+        while self._ends[0][0] <= self._written - _PIPE:
+            self._ends.popleft()
+
+    def _take_back_unread(self, process: trio.Process) -> None:
+        """Notes which messages a process that has ended has left in its pipe, not wholly read.
+
+        Nobody has acted on those, and nobody will, once the pipe has no reader any more.
+        """
+        assert process.stdin is not None
+        descriptor = process.stdin.fileno()  # type: ignore[attr-defined] # a pipe's stream has one
+        poll = select.poll()
+        poll.register(descriptor, 0)
+        if not any(state & select.POLLERR for _, state in poll.poll(0)):
+            return
+        count = fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4))
+        read = self._written - int.from_bytes(count, sys.byteorder)
+        for end, delivery in self._ends:
+            if end > read:
+                delivery.sent = Sent.PARTLY
+
+    async def _release(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        assert process.stdin is not None
+        await _close(process.stdin)
+        for number in (None, signal.SIGTERM, signal.SIGKILL):
+            if self._stopped:
+                break
+            if number is not None:
+                _signal_group(process.pid, number)
+            with trio.move_on_after(_STEP_SECONDS, shield=True):
+                await self._reap(process)
+        else:
+            if not self._stopped:
+                log().error("process_stays", server=self._server, pid=process.pid)
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None
+            await _close(stream)
+
+    async def _reap(self, process: trio.Process) -> None:
+        status = await process.wait()
+        # At once, so that the number cannot belong to another group by now.
+        _signal_group(process.pid, signal.SIGKILL)
+        if not self._stopped:
+            self._stopped = True
+            log().info("process_ended", server=self._server, pid=process.pid, status=status)
+
+    async def _watch(self, process: trio.Process, reading: trio.CancelScope) -> None:
+        # Another process may hold the pipe open, and the server is gone all the same.
+        await self._reap(process)
+        reading.deadline = trio.current_time() + _LAST_WORDS_SECONDS
+
+    async def _read_stdout(self, process: trio.Process) -> None:
+        assert process.stdout is not None
+        lines = LineDecoder(self._limit)
+        async for chunk in process.stdout:
+            self.hear()
+            for line in lines.feed(chunk):
+                if line.cut:
+                    self.refuse(line.first, line.last, self._limit)
+                elif line.first.strip():
+                    self.take(line.first)
+
+    async def _read_stderr(self, process: trio.Process) -> None:
+        assert process.stderr is not None
+        lines = LineDecoder(_STDERR_LINE)
+        try:
+            async for chunk in process.stderr:
+                self._log_lines(lines.feed(chunk))
+            self._log_lines(lines.rest())
+        finally:
+            self._note_dropped()
+            self._stderr_read.set()
+
+    def _log_lines(self, lines: Sequence[Line]) -> None:
+        now = trio.current_time()
+        if now - self._since >= _STDERR_SECONDS:
+            self._note_dropped()
+            self._since, self._allowed = now, _STDERR_BURST
+        for line in lines:
+            text = self._printable(line.first)
+            if not text:
+                continue
+            self._last_line = text
+            if self._allowed:
+                self._allowed -= 1
+                log().info("server_stderr", server=self._server, line=text)
+            else:
+                self._dropped += 1
+
+    def _note_dropped(self) -> None:
+        if self._dropped:
+            log().warning("server_stderr_dropped", server=self._server, lines=self._dropped)
+            self._dropped = 0
+
+    def _printable(self, line: bytes) -> str:
+        # Whatever a terminal would obey is taken out; a log line is one line.
+        text = line.decode("utf-8", "replace").expandtabs().strip()
+        return redact("".join(c if c.isprintable() else "\ufffd" for c in text), self._secrets())
+
+    def _reason(self, process: trio.Process) -> str:
+        status = process.returncode
+        if status is None:
+            reason = "its process closed its output"
+        elif status < 0:
+            with contextlib.suppress(ValueError):  # a real-time signal has no name
+                return f"its process was ended by {signal.Signals(-status).name}"
+            return f"its process was ended by signal {-status}"
+        else:
+            reason = f"its process exited with status {status}"
+        return f"{reason}; its last line: {self._last_line[:160]}" if self._last_line else reason
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+async def _close(stream: trio.abc.AsyncResource) -> None:
+    # Pipes close at once; the scope is for the checkpoint in it.
+    with trio.move_on_after(_STEP_SECONDS, shield=True):
+        await stream.aclose()
