@@ -99,7 +99,7 @@ class Router:
         )
         self.identities = Identities(
             self.supervisor.join,
-            self.supervisor.end_agent,
+            partial(self.supervisor.end_agent, may_return=True),
             limit=config.limits.agent_sessions,
             idle=config.sessions.idle,
             lifetime=config.sessions.lifetime,

@@ -92,10 +92,6 @@ class Records:
         self._append({"agent": agent, "ended": True, "at": now})
         self._forget(now)
 
-    def note_return(self, agent: str) -> None:
-        """Takes back the end of an agent whose identifier is not used up by it."""
-        self._ended.pop(agent, None)
-
     def has_ended(self, agent: str) -> bool:
         """Whether an agent session has ended."""
         return agent in self._ended

@@ -27,10 +27,11 @@ from kars_router.session.catalogue import Catalogue
 from kars_router.session.eras import Verdict, open_by_era
 from kars_router.session.keeper import Keeper
 from kars_router.session.listener import ListenState
+from kars_router.session.options import SessionOptions
 from kars_router.session.records import Records
 from kars_router.session.slot import Slot
 from kars_router.session.stateless import open_stateless
-from kars_router.session.upstream import SessionOptions, open_session
+from kars_router.session.upstream import open_session
 from kars_router.telemetry import Metrics, log
 from kars_router.transports.base import Connection, Deliver
 from kars_router.wire import capabilities, jsonrpc

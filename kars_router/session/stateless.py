@@ -31,10 +31,10 @@ from kars_router.session.exchange import (
 )
 from kars_router.session.judge import Judge
 from kars_router.session.listener import ListenState
+from kars_router.session.options import SessionOptions
 from kars_router.session.pending import Pending
 from kars_router.session.stamping import Stamps
 from kars_router.session.standing import Standing
-from kars_router.session.upstream import SessionOptions
 from kars_router.telemetry import Metrics, log
 from kars_router.transports.base import Connection, Deliver, Delivery
 from kars_router.wire import jsonrpc, progress

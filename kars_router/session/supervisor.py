@@ -130,12 +130,19 @@ class Supervisor:
         """Registers a function that is told the name of each server whose tools changed."""
         self._listeners.append(listener)
 
-    def end_agent(self, agent: str, reason: str) -> None:
-        """Ends everything that belongs to an agent session; deletion goes on in the background."""
+    def end_agent(self, agent: str, reason: str, *, may_return: bool = False) -> None:
+        """Ends everything that belongs to an agent; deletion goes on in the background.
+
+        Args:
+            agent: the agent.
+            reason: one clause, for the log.
+            may_return: whether the same identifier may come again; it is then told what it lost.
+        """
         for runtime in self.servers.values():
             runtime.end_agent(agent, reason)
         self._ports.pop(agent, None)
-        self._records.note_end(agent)
+        if not may_return:
+            self._records.note_end(agent)
 
     def return_reset(self, agent: str, server: str, reset: SessionReset) -> None:
         """Takes back a notice that did not reach its agent; the next result will carry it."""
@@ -172,7 +179,6 @@ class Supervisor:
     def join(self, agent: str, port: AgentPort) -> None:
         """Makes an agent known, before its first request; it is told things from then on."""
         self._ports[agent] = port
-        self._records.note_return(agent)
 
     async def subscribe_resource(self, agent: str, server: str, uri: str) -> bytes | None:
         """Has an agent told when a resource changes.

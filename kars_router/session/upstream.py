@@ -13,10 +13,9 @@ import itertools
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 import trio
-from attrs import field, frozen
 
 from kars_router.errors import CallFailed, HandshakeError
 from kars_router.model import Failure, LossVerdict, Phase, Sent
@@ -24,8 +23,10 @@ from kars_router.session import handshake
 from kars_router.session.answers import Answers
 from kars_router.session.caller import Caller
 from kars_router.session.listener import Listener, ListenState
+from kars_router.session.options import SessionOptions
 from kars_router.session.pending import Pending
-from kars_router.session.questions import Questions, RootsMemory
+from kars_router.session.questions import Questions
+from kars_router.session.wishes import Wishes
 from kars_router.telemetry import Metrics, log
 from kars_router.transports.base import Connection, Deliver
 from kars_router.wire import capabilities, jsonrpc, progress
@@ -37,31 +38,6 @@ _PROBE_SECONDS: Final = 5.0
 _LINGER_SECONDS: Final = 1.0
 # What belongs to a request when it comes on that request's stream.
 _OF_A_REQUEST: Final = frozenset({"notifications/message", "notifications/elicitation/complete"})
-
-
-@frozen(kw_only=True)
-class SessionOptions:
-    """How one server's sessions are run; all times in seconds.
-
-    Attributes:
-        connect_timeout: for the handshake, for each control message, and for how long the first
-            call waits for the GET stream to open.
-        silence: how long a GET stream may be silent before the session is probed.
-        client_version: the router's version, for `clientInfo`.
-        capabilities: what the server is told that can be asked, as a JSON object.
-        input_timeout: how long an agent, or the person behind it, may take for an answer.
-        roots: the agent's last roots.
-        bystander: who can be asked outside of any request; returns None if nobody.
-    """
-
-    server: str
-    connect_timeout: float = 5.0
-    silence: float = 600.0
-    client_version: str = "0"
-    capabilities: bytes = b"{}"
-    input_timeout: float = 600.0
-    roots: RootsMemory = field(factory=RootsMemory)
-    bystander: Callable[[], Caller | None] = lambda: None
 
 
 class UpstreamSession:
@@ -95,8 +71,7 @@ class UpstreamSession:
         self._callers: dict[bytes, Caller] = {}
         self._checked: trio.Event | None = None
         self._idle = trio.Event()
-        self._level = ""
-        self._level_known: trio.Event | None = None
+        self._wishes = Wishes(options.server, self, nursery, seconds=options.connect_timeout)
         self._connection: Connection
         self._answers: Answers
         self._questions: Questions
@@ -223,57 +198,26 @@ class UpstreamSession:
 
     async def subscribe(self, uri: str, *, time_limit: float) -> bytes | None:
         """See `Session.subscribe`."""
-        return await self._tell("resources/subscribe", {"uri": uri}, time_limit)
+        return await self._wishes.subscribe(uri, time_limit=time_limit)
 
     def unsubscribe(self, uri: str) -> None:
         """See `Session.unsubscribe`."""
-        self._in_background("resources/unsubscribe", {"uri": uri})
+        self._wishes.unsubscribe(uri)
 
     def restore(self, uris: frozenset[str], level: str) -> None:
         """See `Session.restore`."""
-        for uri in uris:
-            self._in_background("resources/subscribe", {"uri": uri})
+        self._wishes.watch(uris)
         self.set_log_level(level)
 
     def set_log_level(self, level: str) -> None:
         """See `Session.set_log_level`."""
-        if not level or level == self._level or not self.alive:
-            return
         if capabilities.has(self.capabilities, "logging"):
-            self._level = level
-            if self._level_known is None:
-                self._level_known = trio.Event()
-                self._nursery.start_soon(self._send_level, self._level_known)
+            self._wishes.set_log_level(level)
 
     def roots_changed(self) -> None:
         """See `Session.roots_changed`."""
         if capabilities.has(self._options.capabilities, "roots"):
             self._answers.send(jsonrpc.notification("notifications/roots/list_changed"))
-
-    async def _send_level(self, known: trio.Event) -> None:
-        # One at a time, so that the last word is the last to arrive.
-        sent = ""
-        while sent != self._level:
-            sent = self._level
-            await self._tell("logging/setLevel", {"level": sent}, self._options.connect_timeout)
-        self._level_known = None
-        known.set()
-
-    async def _tell(self, method: str, params: Any, time_limit: float) -> bytes | None:
-        pending = self.submit(method, jsonrpc.encode(params), time_limit=time_limit)
-        await pending.wait()
-        if pending.failure is not None:
-            log().warning(
-                "request_failed", server=self._options.server, failure=pending.failure.summary()
-            )
-            text = f"the server {self._options.server} could not be told"
-            return jsonrpc.error_object(jsonrpc.INTERNAL_ERROR, text)
-        return pending.reply.error if pending.reply else None
-
-    def _in_background(self, method: str, params: Any) -> None:
-        if self.alive:
-            limit = self._options.connect_timeout
-            self._nursery.start_soon(self._tell, method, params, limit)
 
     async def _run(self, pending: Pending, time_limit: float) -> None:
         scope = pending.scope
@@ -308,8 +252,7 @@ class UpstreamSession:
             with trio.move_on_after(self._options.connect_timeout):
                 await self.settled.wait()
             self.settled.set()  # later calls need not wait for it again
-        if self._level_known is not None:
-            await self._level_known.wait()
+        await self._wishes.settled()
 
     async def _judge(self, failure: Failure, method: str) -> bool:
         """Loses the session if a failure means that; whether it is lost."""

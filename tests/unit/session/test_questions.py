@@ -293,6 +293,27 @@ async def test_the_tenth_thousandth_question_is_not_the_last(autojump_clock: Moc
         assert len(person.asked) == 64
 
 
+async def test_a_word_about_an_elicitation_reaches_its_agent(autojump_clock: MockClock) -> None:
+    async with open_rig(ping_interval=None) as rig:
+        port = present(rig)
+        person = Person()
+
+        async def outside(tool_call: Any) -> dict[str, Any]:
+            tool_call.notify("notifications/elicitation/complete", {"elicitationId": "e"})
+            await trio.lowlevel.checkpoint()
+            return {"content": []}
+
+        rig.server.add_tool("outside", outside)
+        await call(rig, person, "outside")
+        rig.server.notify(
+            "notifications/elicitation/complete", {"elicitationId": "f"}, rig.upstream_id()
+        )
+        await trio.sleep(1)
+        method = "notifications/elicitation/complete"
+        assert person.told == [(method, {"elicitationId": "e"})]
+        assert port.told == [("s", method, {"elicitationId": "f"})]
+
+
 # Progress
 
 

@@ -110,13 +110,23 @@ async def test_the_server_may_ask_in_the_middle_of_a_call(transport: OpenBench) 
 async def test_a_request_of_the_server_is_no_answer_though_the_ids_are_equal(
     transport: OpenBench,
 ) -> None:
+    ended = trio.Event()
+
+    async def call() -> None:
+        await bench.call(1)
+        ended.set()
+
     with trio.fail_after(SECONDS):
-        async with transport() as bench, trio.open_nursery() as nursery:
-            nursery.start_soon(bench.call, 1)
+        async with transport() as bench:
+            bench.nursery.start_soon(call)
             await bench.peer.receive()
             await bench.peer.send({"jsonrpc": "2.0", "id": 1, "method": "ping"}, about=1)
+            await bench.wait_taken(1)
+            await bench.answer(result(1))
+            await bench.peer.receive()
+            assert not ended.is_set()
             await bench.peer.send(result(1, {"answer": True}))
-            await bench.wait_taken(2)
+            await ended.wait()
             assert bench.results == [(b"1", b'{"answer":true}')]
 
 
