@@ -80,6 +80,11 @@ class Listening:
             while not condition(self):
                 await self._changed.wait()
 
+    async def end(self, seconds: float = 3600) -> None:
+        """Return once it has ended cleanly."""
+        with trio.fail_after(seconds):
+            await self.ended.wait()
+
     async def read(self) -> None:
         """Take everything until the end."""
         async for chunk in self.response.aiter_raw():

@@ -88,7 +88,7 @@ def parse_url(text: str) -> str:
         # urllib raises for a bad port as well as for bad brackets, without saying which.
         raise ValueError("is not a URL: its host or its port (1 to 65535) is wrong") from None
     if parts.scheme not in URL_SCHEMES or not text.partition(":")[2].startswith("//"):
-        raise ValueError("must start with http:// or https://")
+        raise ValueError("must start with http://, https://, ws:// or wss://")
     if "@" in parts.netloc:
         raise ValueError(
             "must not hold a user or a password; name the token with bearerFromEnv instead"

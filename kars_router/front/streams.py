@@ -55,12 +55,12 @@ class Outlet:
     _end: trio.Event = field(factory=trio.Event)
 
     def open(self) -> EventStream | None:
-        """The stream to say something on; None if nobody will hear it. Never waits."""
+        """The stream to say something on; None if nobody ever will be there. Never waits."""
         if self.stream is None and not self.over and not self.exchange.gone:
             self.stream = self.session.log.open()
             self._reader = self.stream.attach()
             self._turn.set()
-        return self.stream if self.stream is not None and self.stream.audible else None
+        return self.stream
 
     async def run(self, work: Callable[[Outlet], Awaitable[bytes | None]]) -> None:
         """Does the work and says how it ended."""
@@ -76,16 +76,13 @@ class Outlet:
     async def watch(self) -> None:
         """Notes when the agent leaves."""
         await self.exchange.note_disconnect()
-        if self.stream is not None and self._reader is not None:
-            self.stream.detach(self._reader)
         self._writing.cancel()
 
     async def respond(self) -> None:
         """Writes the response, as one message or as a stream; returns once all was said."""
         with trio.move_on_after(KEEPALIVE_SECONDS):
             await self._turn.wait()
-        stream = None if self.over else self.open()
-        stream = stream or self.stream
+        stream = self.open()
         if stream is not None and self._reader is not None:
             try:
                 with self._writing:

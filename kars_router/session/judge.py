@@ -15,7 +15,6 @@ import trio
 from attrs import evolve
 
 from kars_router.errors import CallFailed
-from kars_router.loss import CHANNEL_CLOSED
 from kars_router.model import Failure, LossVerdict
 from kars_router.session.discovery import DISCOVER
 from kars_router.session.eras import OTHER_REVISION, speaks_handshake
@@ -47,7 +46,8 @@ class Judge:
 
     Args:
         session: the session.
-        classify: judges failures that are no refusals, as for any session.
+        classify: judges failures that are no refusals, as for any session: the end of a channel,
+            for example.
     """
 
     def __init__(self, session: Judged, classify: Callable[[Failure], LossVerdict]) -> None:
@@ -61,11 +61,9 @@ class Judge:
         Cancellation leaves the question open.
         """
         session = self._session
-        if failure.code == CHANNEL_CLOSED:
-            session.lose(LossVerdict(True, "the channel to the server ended", "session"), failure)
-        elif failure.method == DISCOVER:
+        if failure.method == DISCOVER:
             return False  # whoever asked that judges by it
-        elif failure.rpc_code == UNSUPPORTED_VERSION:
+        if failure.rpc_code == UNSUPPORTED_VERSION:
             self._lose_revision(failure)
         elif failure.status in CLIENT_ERRORS:
             if failure.status not in NO_REPLY:

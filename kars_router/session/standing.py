@@ -191,7 +191,7 @@ class Standing:
         elif stream.acked.is_set() and stream.asked.admits(message.method):
             if self._held is not None:
                 self._held[message.method, subscription.uri_of(params)] = params
-            elif stream is self._current:
+            else:
                 self._notify(message.method, params)
         return True
 

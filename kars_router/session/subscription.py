@@ -95,7 +95,6 @@ class Stream:
         over: set once the stream has ended; its owner does that.
         scope: cancelled to end it.
         failure: why it was refused or broke off, if it did.
-        answered: whether the server has ended it with a response.
     """
 
     server: str
@@ -108,7 +107,6 @@ class Stream:
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     delivery: Delivery = field(factory=Delivery)
     failure: Failure | None = None
-    answered: bool = False
 
     @property
     def live(self) -> bool:
@@ -118,7 +116,7 @@ class Stream:
     @property
     def abandoned(self) -> bool:
         """Whether it was ended here, and not by the server."""
-        return self.scope.cancel_called and not self.answered
+        return self.scope.cancel_called
 
     async def run(self, connection: Connection, payload: bytes, *, silence: float) -> None:
         """Holds the stream until the server ends it, or nothing has come for too long.
@@ -148,7 +146,6 @@ class Stream:
 
     def take_end(self, message: Message) -> None:
         """Takes the response that ends it; never waits."""
-        self.answered = True
         deadline = trio.current_time() + _LINGER_SECONDS
         self.scope.deadline = min(self.scope.deadline, deadline)
         if message.error is not None:

@@ -18,7 +18,7 @@ from kars_router.config.schema import Limits, Server, Transport
 from kars_router.hookspecs import Credentials
 from kars_router.transports.base import Connection, Deliver
 from kars_router.transports.client import new_client
-from kars_router.transports.http import TrioTransport, _trusting
+from kars_router.transports.http import TrioTransport, trusting
 from kars_router.transports.legacy_sse import LegacySse
 from kars_router.transports.select import AutoHttp, Verdict, transport_of
 from kars_router.transports.stdio import Stdio, environment
@@ -161,7 +161,7 @@ class WebSocketConnector:
 
     def _trust(self) -> ssl.SSLContext:
         if self._context is None:
-            self._context = _trusting(self.server.ca_file)
+            self._context = trusting(self.server.ca_file)
         return self._context
 
 

@@ -199,7 +199,7 @@ class TrioTransport(httpx.AsyncBaseTransport):
     async def _open(self) -> trio.abc.Stream:
         if self._scheme == "https" and self._context is None:
             # Once, and late: it reads every certificate of the system, which takes a while.
-            self._context = _trusting(self._ca_file)
+            self._context = trusting(self._ca_file)
         return await self._opener(self._host, self._port, self._context)
 
 
@@ -344,7 +344,8 @@ async def _bounded(
     raise step.timeout(f"{step.name} took more than {seconds} s", request=request)
 
 
-def _trusting(ca_file: Path | str | None) -> ssl.SSLContext:
+def trusting(ca_file: Path | str | None) -> ssl.SSLContext:
+    """A TLS context that trusts the system's authorities, and those of a PEM file beside them."""
     context = ssl.create_default_context()
     if ca_file is not None:
         # Read here, as an error of `load_verify_locations` does not name the file.

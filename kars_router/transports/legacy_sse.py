@@ -21,7 +21,7 @@ from kars_router.model import Phase
 from kars_router.transports.answers import describe, media_type, open_chunks, release
 from kars_router.transports.base import Deliver, Delivery
 from kars_router.transports.channel import Channel, Waiter
-from kars_router.transports.streamable_http import StreamableHttp, _origin
+from kars_router.transports.streamable_http import StreamableHttp, origin_of
 from kars_router.wire import eras, sse
 from kars_router.wire.jsonrpc import Message
 
@@ -161,7 +161,7 @@ class _Requests(StreamableHttp):
         """
         try:
             target = response.url.join(endpoint.decode())
-            same = _origin(target) == _origin(self._url) and not target.userinfo
+            same = origin_of(target) == origin_of(self._url) and not target.userinfo
         except (httpx.InvalidURL, ValueError):
             same, target = False, self._url
         if not same:

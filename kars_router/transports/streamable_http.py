@@ -303,7 +303,7 @@ class StreamableHttp:
     def _same_origin(self, response: httpx.Response) -> httpx.URL | None:
         try:
             target = response.url.join(response.headers.get("location", ""))
-            same = _origin(target) == _origin(self._url) and not target.userinfo
+            same = origin_of(target) == origin_of(self._url) and not target.userinfo
         except (httpx.InvalidURL, ValueError):  # the latter for a port out of range
             return None
         return target if same else None
@@ -365,7 +365,8 @@ def _sent(exchange: Exchange) -> Sent:
     return Sent.PARTLY if exchange.accepted else Sent.NO
 
 
-def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+def origin_of(url: httpx.URL) -> tuple[str, str, int | None]:
+    """Scheme, host and port of a URL, comparable (RFC 6454, section 4)."""
     parts = urlsplit(str(url))
     port = {"http": 80, "https": 443}.get(parts.scheme) if parts.port is None else parts.port
     return parts.scheme, (parts.hostname or "").lower(), port

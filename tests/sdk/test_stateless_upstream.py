@@ -18,9 +18,10 @@ from kars_router.config.schema import Era
 from kars_router.session.base import Session
 from kars_router.session.eras import Verdict, open_by_era
 from kars_router.session.listener import ListenState
+from kars_router.session.options import SessionOptions
 from kars_router.session.pending import Pending
 from kars_router.session.stateless import open_stateless
-from kars_router.session.upstream import SessionOptions, open_session
+from kars_router.session.upstream import open_session
 from kars_router.telemetry import Metrics
 from kars_router.transports.base import Connection, Deliver
 from kars_router.transports.client import new_client

@@ -53,7 +53,7 @@ def test_mistakes_are_lines_on_stderr(place: Path, capsys: pytest.CaptureFixture
     assert (status, out) == (1, "")
     assert err == (
         "kars.yaml: listen: must be a string, not 1\n"
-        "kars.yaml: servers.web.url: must start with http:// or https://\n"
+        "kars.yaml: servers.web.url: must start with http://, https://, ws:// or wss://\n"
         "kars.yaml: servers.web.alowedTools: is not a known key (did you mean 'allowedTools'?)\n"
     )
 

@@ -255,7 +255,7 @@ def test_mistakes(raw: object, line: str) -> None:
     ("keys", "line"),
     [
         ({"url": None}, "url: is missing: give the server's address, such as http://localhost:8931/mcp"),
-        ({"url": "h:1"}, "url: must start with http:// or https://"),
+        ({"url": "h:1"}, "url: must start with http://, https://, ws:// or wss://"),
         ({"url": 5}, "url: must be a string, not a number"),
         ({"url": "ws://h/", "transport": "sse"}, "transport: cannot be sse with a url that does not start with http:// or https://"),
         ({"url": "wss://h/", "transport": "streamable-http"}, "transport: cannot be streamable-http with a url that does not start with http:// or https://"),
@@ -350,7 +350,7 @@ def test_a_server_of_a_custom_resource_has_its_own_path_and_source() -> None:
         structure_server({"url": "x", "maxConnections": 0}, ("items", 3, "spec"), "default/web")
     assert caught.value.source == "default/web"
     assert caught.value.problems == (
-        "items[3].spec.url: must start with http:// or https://",
+        "items[3].spec.url: must start with http://, https://, ws:// or wss://",
         "items[3].spec.maxConnections: must be from 1 to 1000000, not 0",
     )
 

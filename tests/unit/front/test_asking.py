@@ -44,7 +44,7 @@ async def test_what_is_told_comes_before_the_answer_on_one_stream(
 
         async with agent.listen() as standing, agent.call(ident="me") as listening:
             assert listening.response.headers["content-type"] == "text/event-stream"
-            await listening.ended.wait()
+            await listening.end()
             assert methods(listening) == ["notifications/progress"] * 3 + ["answer"]
             params = [m["params"] for m in listening.messages[:3]]
             assert params == [{"progressToken": "t", "progress": n} for n in range(3)]
@@ -64,7 +64,7 @@ async def test_something_told_at_once_makes_a_stream_too(autojump_clock: MockClo
             return done()
 
         async with agent.call() as listening:
-            await listening.ended.wait()
+            await listening.end()
             assert methods(listening) == ["notifications/progress", "answer"]
 
 
@@ -86,7 +86,7 @@ async def test_what_is_told_after_the_end_is_dropped(autojump_clock: MockClock) 
 
         await agent.request("tools/call", {"name": "work"})
         async with agent.call("chatty") as listening:
-            await listening.ended.wait()
+            await listening.end()
         for caller in callers:
             caller.notify("notifications/progress", PROGRESS % 2)
             assert is_unheard(await caller.ask(ELICIT, QUESTION))
@@ -121,7 +121,7 @@ async def test_a_question_is_put_on_the_stream_of_its_request(
             assert question["params"] == expected
             await trio.sleep(3000)  # people take their time
             await agent.answer(question["id"], {"action": "accept", "x": [1, None]})
-            await listening.ended.wait()
+            await listening.end()
             assert listening.messages[1:] == [
                 {
                     "jsonrpc": "2.0",
@@ -147,7 +147,7 @@ async def test_an_agent_s_error_is_the_answer(autojump_clock: MockClock) -> None
             body = b'{"jsonrpc":"2.0","id":"%b","error":{"code":-1, "x":1.50}}'
             ident = listening.messages[0]["id"].encode()
             assert (await agent.kit.post(body % ident, agent.ident)).status_code == 202
-            await listening.ended.wait()
+            await listening.end()
         assert replies == [Reply(error=b'{"code":-1, "x":1.50}')]
 
 
@@ -180,7 +180,7 @@ async def test_answers_are_matched_by_id_and_type(autojump_clock: MockClock) -> 
             for name in "cab":
                 await agent.answer(asked[name], {"is": name})
                 await agent.answer(asked[name], {"wrong": 3})
-            await listening.ended.wait()
+            await listening.end()
             result = listening.messages[-1]["result"]
             assert result == {name: {"is": name} for name in "abc"}
         assert kit.sample("kars_agent_replies_dropped_total") == len(strangers) + 1 + 3
@@ -262,7 +262,7 @@ async def test_a_question_ends_with_the_session(autojump_clock: MockClock) -> No
         async with agent.call() as listening:
             await settle()
             kit.agents.end(agent.session, "because")
-            await listening.ended.wait()
+            await listening.end()
             assert methods(listening) == [ELICIT, "answer"]  # which it gets all the same
             assert UNHEARD in listening.messages[-1]["result"]["answer"]["message"]
 
@@ -291,8 +291,8 @@ async def test_the_number_of_open_questions_is_limited(autojump_clock: MockClock
             assert len(agent.session.questions) == 63
             for question in asked[1:]:
                 await agent.answer(question["id"], {})
-            await listening.ended.wait()
-            await second.ended.wait()
+            await listening.end()
+            await second.end()
         assert len(agent.session.log) == 0
 
 
@@ -304,12 +304,13 @@ async def test_a_question_that_is_taken_back_is_cancelled(autojump_clock: MockCl
         async def work(caller: AgentCaller) -> Answer:
             with trio.move_on_after(3):
                 await caller.ask(ELICIT, QUESTION)
+            caller.notify("notifications/progress", PROGRESS % 1)
             return done()
 
         async with agent.call() as listening:
-            await listening.ended.wait()
-            assert methods(listening) == [ELICIT, CANCELLED, "answer"]
-            asked, cancelled, _ = listening.messages
+            await listening.end()
+            assert methods(listening) == [ELICIT, CANCELLED, "notifications/progress", "answer"]
+            asked, cancelled, *_ = listening.messages
             assert cancelled["params"] == {"requestId": asked["id"]}
             await agent.answer(asked["id"], {})
             assert kit.sample("kars_agent_replies_dropped_total") == 1
@@ -332,7 +333,7 @@ async def test_a_question_that_its_request_outlives_is_cancelled(
             return done()
 
         async with agent.call() as listening:
-            await listening.ended.wait()
+            await listening.end()
             assert methods(listening) == [ELICIT, CANCELLED, "answer"]
         await settle()
         assert len(replies) == 1
@@ -354,7 +355,7 @@ async def test_a_question_that_was_never_sent_is_taken_back_in_silence(
             return done()
 
         async with agent.call() as listening:
-            await listening.ended.wait()
+            await listening.end()
             assert methods(listening) == ["notifications/progress", "answer"]
 
 
@@ -416,7 +417,7 @@ async def test_in_a_batch_all_speak_on_one_stream(autojump_clock: MockClock) -> 
             assert [m["method"] for m in questions] == [ELICIT, ELICIT]
             for question in questions:
                 await agent.answer(question["id"], {"to": question["id"]})
-            await listening.ended.wait()
+            await listening.end()
             (line,) = [x for x in listening.content.splitlines() if x.startswith(b"data: [")]
             answers = jsonrpc.decode(line[6:])
             assert [answer["id"] for answer in answers] == [0, 1]

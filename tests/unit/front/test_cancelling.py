@@ -90,7 +90,7 @@ async def test_an_answer_that_comes_too_late_is_not_sent(autojump_clock: MockClo
 
         nursery.start_soon(cancel)
         async with agent.call() as listening:
-            await listening.ended.wait()
+            await listening.end()
             assert listening.messages == []
             assert len(listening.ids) == 1
         assert undone == [1]
@@ -106,7 +106,7 @@ async def test_a_withdrawn_request_takes_its_questions_back(autojump_clock: Mock
             await settle()
             (question,) = listening.messages
             await agent.notify(CANCELLED, {"requestId": 1, "reason": "why"})
-            await listening.ended.wait()
+            await listening.end()
             assert listening.messages[1:] == [
                 {
                     "jsonrpc": "2.0",
@@ -116,7 +116,7 @@ async def test_a_withdrawn_request_takes_its_questions_back(autojump_clock: Mock
             ]
             # The other one's question goes on.
             await agent.answer(other.messages[0]["id"], {})
-            await other.ended.wait()
+            await other.end()
             assert other.messages[-1]["id"] == 2
 
 

@@ -287,6 +287,25 @@ async def test_a_stream_that_holds_nothing_is_forgotten(autojump_clock: MockCloc
     assert log.find(ended.ident(0)) is None
 
 
+async def test_a_stream_that_ended_without_an_answer_is_forgotten_after_a_while(
+    autojump_clock: MockClock,
+) -> None:
+    log = EventLog(Metrics())
+    stream, reader = opened(log)
+    for data in (b"1", b"2"):
+        stream.put(data)
+    stream.take(reader)
+    stream.detach(reader)
+    stream.end()
+    await trio.sleep(KEPT_SECONDS)
+    log.expire()
+    assert log.find(stream.ident(0)) is not None
+    await trio.sleep(1)
+    log.expire()
+    assert log.find(stream.ident(0)) is None
+    assert len(log) == 0
+
+
 async def test_a_log_that_closes_leaves_answers_to_those_who_read(
     autojump_clock: MockClock,
 ) -> None:

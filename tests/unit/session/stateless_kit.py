@@ -16,9 +16,9 @@ from kars_router.loss import classify
 from kars_router.model import Failure, LossVerdict
 from kars_router.session.caller import Caller, Reply, refusal
 from kars_router.session.listener import ListenState
+from kars_router.session.options import SessionOptions
 from kars_router.session.pending import Pending
 from kars_router.session.stateless import StatelessSession, open_stateless
-from kars_router.session.upstream import SessionOptions
 from kars_router.telemetry import Metrics
 from kars_router.testing import AsgiBridge, FaultPlan, Received
 from kars_router.testing.stateless_server import PROTOCOL, StatelessServer
@@ -126,6 +126,13 @@ class Rig:
     async def settle_within(self, seconds: float) -> None:
         with trio.fail_after(seconds):
             await self.session.settled.wait()
+
+    async def loss(self) -> Failure:
+        """The failure by which the session is lost, soon."""
+        with trio.fail_after(100):
+            await self.session.ended.wait()
+        assert self.session.loss_failure is not None
+        return self.session.loss_failure
 
     def state(self) -> ListenState:
         """The state of the standing stream."""

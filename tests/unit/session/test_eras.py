@@ -18,8 +18,9 @@ from kars_router.errors import HandshakeError
 from kars_router.model import Failure, LossVerdict, Phase
 from kars_router.session.base import Session
 from kars_router.session.eras import OTHER_REVISION, Order, Verdict, open_by_era, speaks_handshake
+from kars_router.session.options import SessionOptions
 from kars_router.session.stateless import open_stateless
-from kars_router.session.upstream import SessionOptions, open_session
+from kars_router.session.upstream import open_session
 from kars_router.telemetry import Metrics
 from kars_router.testing import (
     AsgiBridge,
@@ -310,6 +311,18 @@ async def test_a_server_that_was_downgraded_is_noticed_when_the_probe_fails(
         peer.verdict.learn(Era.STATELESS)
         assert await peer.era() is Era.HANDSHAKE
         assert peer.verdict.current is Era.HANDSHAKE
+
+
+async def test_what_has_proved_wrong_is_forgotten_even_if_nothing_else_works(
+    autojump_clock: MockClock,
+) -> None:
+    def script(received: Received) -> Reply:
+        return html(404) if received.method == DISCOVER else Reply.text(503)
+
+    async with handshake_peer(script) as peer:
+        peer.verdict.learn(Era.STATELESS)
+        await peer.refusal()
+        assert peer.verdict.current is None
 
 
 async def test_a_loss_for_another_revision_has_the_server_asked_again(

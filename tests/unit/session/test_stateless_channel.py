@@ -18,8 +18,8 @@ from kars_router.loss import CHANNEL_CLOSED
 from kars_router.model import Failure, Phase, Sent
 from kars_router.session.eras import speaks_handshake
 from kars_router.session.listener import ListenState
+from kars_router.session.options import SessionOptions
 from kars_router.session.stateless import StatelessSession, open_stateless
-from kars_router.session.upstream import SessionOptions
 from kars_router.telemetry import Metrics
 from kars_router.transports.base import Deliver, Delivery, Position
 from kars_router.wire import jsonrpc
@@ -212,7 +212,8 @@ async def test_the_end_of_the_channel_is_the_end_of_the_session(autojump_clock: 
         pending = session.submit("tools/call", b'{"name":"a"}', time_limit=60, caller=Agent())
         await wait_all_tasks_blocked()
         pipe.end()
-        await session.ended.wait()
+        with trio.fail_after(100):
+            await session.ended.wait()
         await pending.wait()
         assert pending.lost
         assert session.lost is not None
@@ -222,7 +223,8 @@ async def test_the_end_of_the_channel_is_the_end_of_the_session(autojump_clock: 
 async def test_an_idle_channel_that_ends_is_noticed(autojump_clock: MockClock) -> None:
     async with open_pipe() as (session, pipe, _):
         pipe.end()
-        await session.ended.wait()
+        with trio.fail_after(100):
+            await session.ended.wait()
         assert session.lost is not None
 
 

@@ -161,25 +161,26 @@ async def test_the_first_endpoint_counts(autojump_clock: MockClock) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "code", "status"),
+    ("reply", "code", "said"),
     [
-        (Reply.text(404, "no"), "http_status", 404),
-        (Reply.text(405), "http_status", 405),
-        (Reply.text(500), "http_status", 500),
-        (Reply.text(302, headers={"location": "http://elsewhere.test/"}), "redirect", 302),
-        (Reply.text(200, "<html>"), "protocol", 200),
-        (Reply.events(), "protocol", 200),
-        (Reply.events(ANSWER), "protocol", 200),
-        (Reply(status=None, ending="cut"), "transport", None),
-        (Reply.events(headers={"content-encoding": "gzip"}), "protocol", 200),
+        (Reply.text(404, "no"), "http_status", "GET was refused"),
+        (Reply.text(405), "http_status", "GET was refused"),
+        (Reply.text(500), "http_status", "GET was refused"),
+        (Reply.text(302, headers={"location": "http://elsewhere.test/"}), "redirect", "refused"),
+        (Reply.text(200, "<html>"), "protocol", "answered with text/plain"),
+        (Reply.events(), "protocol", "no event has said where"),
+        (Reply.events(ANSWER), "protocol", "no event has said where"),
+        (Reply(status=None, ending="cut"), "transport", "RemoteProtocolError"),
+        (Reply.events(headers={"content-encoding": "gzip"}), "protocol", "encoding gzip"),
     ],
 )
 async def test_a_stream_that_is_none(
-    autojump_clock: MockClock, reply: Reply, code: str, status: int | None
+    autojump_clock: MockClock, reply: Reply, code: str, said: str
 ) -> None:
     async with wired(reply) as wire:
         failure = await wire.refused()
-        assert (failure.code, failure.status) == (code, status)
+        assert (failure.code, failure.status) == (code, reply.status)
+        assert said in failure.detail
         assert failure.had_session is False
         await wire.connection.close()
 

@@ -34,10 +34,11 @@ def peer_of(bench: Bench) -> WebSocketPeer:
 
 @define(eq=False)
 class Door:
-    """Takes each upgrade and answers with the next of these bytes, then closes; None is silent."""
+    """Takes each upgrade, answers with the next of these bytes, and hangs up unless it `stays`."""
 
     nursery: trio.Nursery
-    answers: list[bytes | None]
+    answers: list[bytes]
+    stays: bool = False
     requests: list[bytes] = field(factory=list)
     streams: list[FakeStream] = field(factory=list)
 
@@ -53,18 +54,15 @@ class Door:
         while b"\r\n\r\n" not in request:
             request += await stream.receive_some()
         self.requests.append(request)
-        answer = self.answers[len(self.requests) - 1]
-        if answer is None:
-            await trio.sleep_forever()
-        else:
-            await stream.send_all(answer)
+        await stream.send_all(self.answers[len(self.requests) - 1])
+        if not self.stays:
             await stream.aclose()
 
 
-async def refused(*answers: bytes | None, **options: object) -> tuple[Failure, Door]:
+async def refused(*answers: bytes, stays: bool = False, **options: object) -> tuple[Failure, Door]:
     """Opens at a door that does not let anybody in."""
     async with trio.open_nursery() as nursery:
-        door = Door(nursery, list(answers))
+        door = Door(nursery, list(answers), stays)
         connection = WebSocket(
             URL,
             server="s",
@@ -175,13 +173,15 @@ async def test_why_an_upgrade_was_refused_is_said_without_secrets(
 
 
 async def test_an_answer_without_end_is_not_collected(autojump_clock: MockClock) -> None:
-    failure, _ = await refused(b"HTTP/1.1 400 Bad\r\n\r\n" + b"x" * 200_000)
+    started = trio.current_time()
+    failure, _ = await refused(b"HTTP/1.1 400 Bad\r\n\r\n" + b"x" * 200_000, stays=True)
     assert failure.status == 400
+    assert trio.current_time() == started
 
 
 async def test_a_server_that_does_not_answer_the_upgrade(autojump_clock: MockClock) -> None:
     started = trio.current_time()
-    failure, _ = await refused(None, connect_timeout=3.0)
+    failure, _ = await refused(b"", stays=True, connect_timeout=3.0)
     assert failure.code == "connect"
     assert "3 s" in failure.detail
     assert trio.current_time() - started == pytest.approx(3.0)
@@ -268,7 +268,8 @@ async def test_close_does_not_wait_for_a_server_that_says_nothing(
         peer_of(bench).wire.hang = True
         peer_of(bench).wire.accept = 0
         started = trio.current_time()
-        await bench.connection.close()
+        with trio.fail_after(60):
+            await bench.connection.close()
         assert trio.current_time() - started < 2.5
         assert bench.peer.is_gone()
 
@@ -292,16 +293,17 @@ async def test_what_a_server_said_when_it_closed(
 
 
 async def test_a_message_beyond_the_limit_is_refused_as_such(autojump_clock: MockClock) -> None:
-    async with open_websocket(event_limit=1000) as bench:
-        peer = peer_of(bench)
-        bench.nursery.start_soon(peer.send, b'"%b"' % (b"x" * 1000))
-        with pytest.raises(CallFailed) as caught:
-            await bench.connection.listen(Position(), lambda: None)
-        assert "1009" in caught.value.failure.detail
-        with pytest.raises(trio_websocket.ConnectionClosed) as closed:
-            await peer.socket.get_message()
-        assert closed.value.reason is not None
-        assert closed.value.reason.code == 1009
+    with trio.fail_after(60):
+        async with open_websocket(event_limit=1000) as bench:
+            peer = peer_of(bench)
+            bench.nursery.start_soon(peer.send, b'"%b"' % (b"x" * 1000))
+            with pytest.raises(CallFailed) as caught:
+                await bench.connection.listen(Position(), lambda: None)
+            assert "1009" in caught.value.failure.detail
+            with pytest.raises(trio_websocket.ConnectionClosed) as closed:
+                await peer.socket.get_message()
+            assert closed.value.reason is not None
+            assert closed.value.reason.code == 1009
 
 
 @pytest.mark.parametrize("accept", [0, 10])
