@@ -28,6 +28,9 @@ _SESSION_GONE: Final = re.compile(
 CHANNEL_CLOSED: Final = "channel_closed"
 
 _NOT_FOUND: Final = 404
+# MCP 2026-07-28: wrong headers, a missing capability, an unknown revision. All are found out before
+# a server looks at what it is to do.
+_REFUSED_UNREAD: Final = (-32020, -32021, -32022)
 _BAD_REQUEST: Final = 400
 _TOO_MANY: Final = 429
 _CLIENT_ERRORS: Final = range(400, 500)
@@ -69,6 +72,8 @@ def fate_of(failure: Failure) -> Fate:
     status = failure.status
     if failure.phase is Phase.LISTEN and failure.sent is Sent.YES:
         return Fate.UNKNOWN  # the status answers the GET that asked for the rest of an answer
+    if failure.rpc_code in _REFUSED_UNREAD:
+        return Fate.NOT_EXECUTED
     if failure.sent is not Sent.YES and status is None:
         return Fate.NOT_EXECUTED
     if status is not None and status in _CLIENT_ERRORS and status != _REQUEST_TIMEOUT:

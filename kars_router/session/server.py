@@ -16,7 +16,7 @@ import trio
 from attrs import frozen
 
 from kars_router.config.globs import matches_any
-from kars_router.config.schema import Era, Server, SessionScope
+from kars_router.config.schema import Era, Server, SessionScope, Transport
 from kars_router.errors import HandshakeError
 from kars_router.hookspecs import Credentials
 from kars_router.model import Failure, Phase, ServerInfo
@@ -24,7 +24,7 @@ from kars_router.plugins import Plugins
 from kars_router.session.base import Session
 from kars_router.session.caller import AgentPort, Caller
 from kars_router.session.catalogue import Catalogue
-from kars_router.session.eras import Verdict, open_by_era
+from kars_router.session.eras import Order, Verdict, open_by_era
 from kars_router.session.keeper import Keeper
 from kars_router.session.listener import ListenState
 from kars_router.session.options import SessionOptions
@@ -34,6 +34,7 @@ from kars_router.session.stateless import open_stateless
 from kars_router.session.upstream import open_session
 from kars_router.telemetry import Metrics, log
 from kars_router.transports.base import Connection, Deliver
+from kars_router.transports.select import transport_of
 from kars_router.wire import capabilities, jsonrpc
 from kars_router.wire.params import HeaderPlan
 
@@ -46,6 +47,11 @@ UPDATED: Final = "notifications/resources/updated"
 _RESTARTED: Final = "the router was restarted"
 _RECONFIGURED: Final = "the server's configuration changed"
 _CLOSE_SECONDS: Final = 2.0
+_ORDERS: Final = {
+    Transport.STDIO: Order.HANDSHAKE_FIRST,
+    Transport.WEBSOCKET: Order.HANDSHAKE_ONLY,
+    Transport.SSE: Order.HANDSHAKE_ONLY,
+}
 _NOBODY: Final[Caller | None] = None
 
 
@@ -310,7 +316,10 @@ class ServerRuntime:
                 options, self._connect, plans=self._plan, relist=self.keeper.reread, **common
             )
 
-        async with open_by_era(self._verdict, handshake=handshake, stateless=stateless) as session:
+        order = _ORDERS.get(transport_of(self.settings), Order.STATELESS_FIRST)
+        async with open_by_era(
+            self._verdict, handshake=handshake, stateless=stateless, order=order
+        ) as session:
             slot.log_level = slot.log_level or (port.log_level if port else "")
             session.restore(slot.watchers.uris, slot.log_level)
             yield session

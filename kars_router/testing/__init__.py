@@ -20,6 +20,7 @@ from kars_router.testing.faults import Fault, FaultPlan, Stage, each_operation
 from kars_router.testing.heartbeat import HeartbeatServer
 from kars_router.testing.replies import Happening, Received, Reply, Script
 from kars_router.testing.serving import serve
+from kars_router.testing.stateless_server import StatelessCall, StatelessServer
 
 __all__ = [
     "AsgiApp",
@@ -39,6 +40,8 @@ __all__ = [
     "Session",
     "SessionGoneError",
     "Stage",
+    "StatelessCall",
+    "StatelessServer",
     "ToolHandler",
     "each_operation",
     "serve",

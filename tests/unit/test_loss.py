@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from attrs import evolve
 
 from kars_router.loss import classify, fate_of, is_retryable
 from kars_router.model import Failure, Fate, Phase, Sent
@@ -121,6 +122,7 @@ def test_without_a_status_nothing_is_known() -> None:
         (failure(499), Fate.NOT_EXECUTED),
         (failure(500), Fate.UNKNOWN),
         (failure(503), Fate.UNKNOWN),
+        (evolve(failure(200), rpc_code=-32022), Fate.NOT_EXECUTED),
         # A GET for the rest of an answer, to a call that the server had taken.
         (failure(404, phase=Phase.LISTEN), Fate.UNKNOWN),
     ],

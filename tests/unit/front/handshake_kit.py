@@ -66,9 +66,9 @@ class Upstream(Supervisor):
     def roots_changed(self, agent: str) -> None:
         self.told.append((agent, "roots"))
 
-    def end_agent(self, agent: str, reason: str) -> None:
+    def end_agent(self, agent: str, reason: str, *, may_return: bool = False) -> None:
         self.told.append((agent, "end"))
-        super().end_agent(agent, reason)
+        super().end_agent(agent, reason, may_return=may_return)
 
 
 class Scripted(Operations):

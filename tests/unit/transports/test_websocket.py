@@ -19,7 +19,7 @@ from kars_router._version import __version__
 from kars_router.errors import CallFailed, UserError
 from kars_router.model import Failure, Phase, Sent
 from kars_router.transports.base import Delivery, Position
-from kars_router.transports.http import _trusting
+from kars_router.transports.http import trusting
 from kars_router.transports.http_streams import CountedStream
 from kars_router.transports.websocket import WebSocket
 
@@ -377,7 +377,7 @@ async def test_tls_with_an_authority_of_ones_own(tmp_path: Path) -> None:
                     url,
                     server="s",
                     deliver=deliver,
-                    trust=lambda: _trusting(authority.ca_file),
+                    trust=lambda: trusting(authority.ca_file),
                 )
                 await connection.open(nursery)
                 assert connection._tap is not None
@@ -390,7 +390,7 @@ async def test_tls_with_an_authority_of_ones_own(tmp_path: Path) -> None:
                 assert delivery.sent is Sent.YES
                 await heard.wait()
                 await connection.close()
-            for trust in (lambda: _trusting(stranger.ca_file), lambda: _trusting(tmp_path / "no")):
+            for trust in (lambda: trusting(stranger.ca_file), lambda: trusting(tmp_path / "no")):
                 other = WebSocket(url, server="s", deliver=deliver, trust=trust)
                 async with trio.open_nursery() as nursery:
                     with pytest.raises(CallFailed) as caught:
