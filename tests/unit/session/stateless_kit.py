@@ -232,3 +232,8 @@ async def refused(**options: Any) -> Failure:
         assert isinstance(error, HandshakeError)
         failure = error.failure
     return failure
+
+
+def error_reply(status: int, code: int, text: str = "no", data: Any = None) -> Reply:
+    error = {"code": code, "message": text, **({} if data is None else {"data": data})}
+    return Reply.json({"jsonrpc": "2.0", "id": None, "error": error}, status=status)
