@@ -21,6 +21,7 @@ from kars_router.session.pending import Pending
 from kars_router.session.stateless import StatelessSession, open_stateless
 from kars_router.telemetry import Metrics
 from kars_router.testing import AsgiBridge, FaultPlan, Received
+from kars_router.testing import Reply as HttpReply
 from kars_router.testing.stateless_server import PROTOCOL, StatelessServer
 from kars_router.transports.base import Connection, Deliver
 from kars_router.transports.client import new_client
@@ -234,6 +235,7 @@ async def refused(**options: Any) -> Failure:
     return failure
 
 
-def error_reply(status: int, code: int, text: str = "no", data: Any = None) -> Reply:
+def error_reply(status: int, code: int, text: str = "no", data: Any = None) -> HttpReply:
+    """A refusal that holds a JSON-RPC error."""
     error = {"code": code, "message": text, **({} if data is None else {"data": data})}
-    return Reply.json({"jsonrpc": "2.0", "id": None, "error": error}, status=status)
+    return HttpReply.json({"jsonrpc": "2.0", "id": None, "error": error}, status=status)
