@@ -72,7 +72,9 @@ def fate_of(failure: Failure) -> Fate:
     status = failure.status
     if failure.phase is Phase.LISTEN and failure.sent is Sent.YES:
         return Fate.UNKNOWN  # the status answers the GET that asked for the rest of an answer
-    if failure.rpc_code in _REFUSED_UNREAD:
+    if failure.begun:
+        return Fate.UNKNOWN
+    if status is None and failure.rpc_code in _REFUSED_UNREAD:
         return Fate.NOT_EXECUTED
     if failure.sent is not Sent.YES and status is None:
         return Fate.NOT_EXECUTED

@@ -54,6 +54,7 @@ class Failure:
         rpc_code: code of the JSON-RPC error, if the failure is one.
         rpc_error: the error object as JSON, if a refusing HTTP response held one; at most 64 KiB.
         had_session: whether a session id was sent with the message.
+        begun: whether the server had begun to act, because it had asked for input before.
         method: the JSON-RPC method, or the HTTP method for GET and DELETE.
         detail: one clause for the log; never shown to an agent.
         code: short stable name of the kind of failure (`connect`, `http_status`, ...).
@@ -67,6 +68,7 @@ class Failure:
     rpc_code: int | None = None
     rpc_error: bytes = field(default=b"", repr=False)
     had_session: bool = False
+    begun: bool = False
     method: str = ""
     detail: str = ""
     code: str = "transport"

@@ -31,7 +31,7 @@ def is_wanted(params: bytes, least: str) -> bool:
             server decides.
     """
     level = raw.text((raw.fields(params) or {}).get("level"))
-    return not least or level is None or levels.passes(level, least)
+    return not least or levels.passes(level or "", least)
 
 
 @define(eq=False, kw_only=True)

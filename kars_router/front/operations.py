@@ -147,6 +147,8 @@ class Operations:
             for name, runtime in self._supervisor.servers.items()
             if endpoint in ("", name)
         ]
+        if not known and endpoint:
+            raise AgentError(jsonrpc.INVALID_REQUEST, "this server is not there any more", 404)
         merged = capabilities.merge_servers(known)
         offered = jsonrpc.members(capabilities.single_server(known[0]) if endpoint else merged)
         return jsonrpc.encode({**offered, "tools": {"listChanged": True}})

@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Final, Protocol
 
+import msgspec
 from attrs import frozen
 
 from kars_router.wire import content, jsonrpc, names, raw, uris
@@ -73,9 +74,10 @@ class PrefixedView:
 
     def result(self, server: str, method: str, result: bytes) -> bytes:
         """See `View.result`."""
-        return content.result(
+        shown = content.result(
             method, result, partial(uris.wrap, server), partial(names.public_name, server)
         )
+        return _with_asker(server, shown) if b"inputRequests" in shown else shown
 
     def told(self, server: str, method: str, params: bytes) -> bytes:
         """See `View.told`."""
@@ -85,12 +87,7 @@ class PrefixedView:
 
     def asked(self, server: str, method: str, params: bytes) -> bytes:
         """See `View.asked`. Which server asks is said in `_meta`, for people have to know."""
-        fields = raw.fields(params or b"{}")
-        if fields is None:
-            return params
-        meta = {**(raw.fields(fields.get("_meta")) or {}), SERVER_META: server}
-        marked = jsonrpc.encode({**fields, "_meta": meta})
-        return content.params(method, marked, partial(uris.wrap, server))
+        return content.params(method, _marked(server, params), partial(uris.wrap, server))
 
 
 PREFIXED: Final = PrefixedView()
@@ -99,6 +96,27 @@ PREFIXED: Final = PrefixedView()
 def view_of(endpoint: str) -> View:
     """The view of an endpoint: one server's name, or "" for all."""
     return PLAIN if endpoint else PREFIXED
+
+
+def _marked(server: str, params: bytes) -> bytes:
+    fields = raw.fields(params or b"{}")
+    if fields is None:
+        return params
+    meta = {**(raw.fields(fields.get("_meta")) or {}), SERVER_META: server}
+    return jsonrpc.encode({**fields, "_meta": meta})
+
+
+def _with_asker(server: str, result: bytes) -> bytes:
+    fields = raw.fields(result)
+    asked = raw.fields(fields.get("inputRequests")) if fields is not None else None
+    if fields is None or asked is None:
+        return result
+    for key, question in asked.items():
+        parts = raw.fields(question)
+        if parts is not None:
+            params = msgspec.Raw(_marked(server, bytes(parts.get("params", b"{}"))))
+            asked[key] = msgspec.Raw(jsonrpc.encode({**parts, "params": params}))
+    return jsonrpc.encode({**fields, "inputRequests": asked})
 
 
 def _with_logger(server: str, params: bytes) -> bytes:

@@ -60,6 +60,13 @@ class Caller:
         if self.pending is not None:
             self.pending.cancel(reason)
 
+    def lacks(self, capability: str) -> None:
+        """Told that a server's question was refused, because the server was never offered this.
+
+        Args:
+            capability: `sampling`, `elicitation.url` and the like.
+        """
+
     def notify(self, method: str, params: bytes) -> None:
         """Passes on a notification that belongs to this request; never waits.
 

@@ -30,6 +30,13 @@ OTHER_REVISION: Final = "other_revision"
 
 # A status that says something about the request, the credentials or the moment, not the server.
 _NO_EVIDENCE: Final = frozenset({401, 403, 408, 429})
+# What a server of the stateless era finds wrong with a message that has no envelope.
+_STATELESS_ERRORS: Final = (
+    HEADER_MISMATCH,
+    UNSUPPORTED_VERSION,
+    jsonrpc.INVALID_PARAMS,
+    jsonrpc.METHOD_NOT_FOUND,
+)
 _CLIENT_ERRORS: Final = range(400, 500)
 # The probe, the other era, and the probe once more if the other one is refused, too.
 _MOST_ATTEMPTS: Final = 3
@@ -164,7 +171,13 @@ def speaks_stateless(failure: Failure) -> bool:
     """Whether the way in which `initialize` failed calls for a probe of the stateless era."""
     if failure.status is not None and (failure.status in _NO_EVIDENCE or failure.status >= 500):
         return False
-    return failure.rpc_code in (UNSUPPORTED_VERSION, jsonrpc.METHOD_NOT_FOUND)
+    asked = failure.rpc_code in (UNSUPPORTED_VERSION, jsonrpc.METHOD_NOT_FOUND)
+    return asked or refuses_handshake(failure)
+
+
+def refuses_handshake(failure: Failure) -> bool:
+    """Whether a message of the handshake era was refused as a server of the other one would."""
+    return failure.status in _CLIENT_ERRORS and failure.rpc_code in _STATELESS_ERRORS
 
 
 def supported(error: bytes) -> list[str]:

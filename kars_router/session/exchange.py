@@ -84,6 +84,7 @@ class Exchange:
         self._around = around
         self._leg = _Leg(pending.ident)
         self._mended = False
+        self._asked = 0
 
     async def run(self) -> None:
         """Makes the request, in as many messages as it takes; afterwards `pending` is done.
@@ -96,6 +97,9 @@ class Exchange:
         """
         try:
             await self._run()
+        except CallFailed as error:
+            # What a server refuses after it had asked for input, it had begun all the same.
+            raise CallFailed(evolve(error.failure, begun=self._asked > 0)) from error
         except Declined as declined:
             self._answer(declined.error)
         except jsonrpc.MalformedError as error:
@@ -130,17 +134,16 @@ class Exchange:
     async def _run(self) -> None:
         pending = self._pending
         params = pending.payload
-        asked = 0
         while True:
             reply = await self._send(params)
             if pending.done:
                 return
             if reply.error is not None:
                 await self._mend(reply.error)
-            elif asked == MOST_ROUNDS:
+            elif self._asked == MOST_ROUNDS:
                 raise self._failed("protocol", f"the server asks on after {MOST_ROUNDS} rounds")
             else:
-                asked += 1
+                self._asked += 1
                 params = await self._ask(params, reply.result or b"")
             self._leg = _Leg(self._around.stamps.next_ident())
 

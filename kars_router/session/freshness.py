@@ -21,10 +21,13 @@ _LONGEST: Final = 86_400.0
 def ttl_of(result: bytes) -> float | None:
     """For how many seconds a result stays fresh, as its server says; None if it says nothing."""
     value = (raw.fields(result) or {}).get("ttlMs")
-    milliseconds = None if value is None else jsonrpc.decode(bytes(value))
-    if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float):
+    try:
+        milliseconds = None if value is None else jsonrpc.decode(bytes(value))
+        if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float):
+            return None
+        return milliseconds / 1000
+    except (jsonrpc.MalformedError, OverflowError):  # a number that nothing here can hold
         return None
-    return milliseconds / 1000
 
 
 def poll_after(ttl: float | None) -> float:

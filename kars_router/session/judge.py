@@ -63,8 +63,9 @@ class Judge:
         session = self._session
         if failure.method == DISCOVER:
             return False  # whoever asked that judges by it
+        # One odd answer to one call must not cut off all others: the server is asked again.
         if failure.rpc_code == UNSUPPORTED_VERSION:
-            self._lose_revision(failure)
+            await self._check()
         elif failure.status in CLIENT_ERRORS:
             if failure.status not in NO_REPLY:
                 await self._check()
@@ -82,7 +83,8 @@ class Judge:
         try:
             await self._session.request(DISCOVER, time_limit=_PROBE_SECONDS)
         except CallFailed as error:
-            if speaks_handshake(error.failure):
+            unknown = error.failure.rpc_code == UNSUPPORTED_VERSION
+            if unknown or speaks_handshake(error.failure):
                 self._lose_revision(error.failure)
         finally:
             self._checked.set()

@@ -130,6 +130,8 @@ class Keeper:
                 self.error = "the GET stream is interrupted; it is being opened again"
             elif new is ListenState.OPEN:
                 self.error = ""
+        if new is ListenState.NONE and self.state == "ready":
+            self._relist.set()  # from now on the tools have to be asked for
         if new is ListenState.OPEN and self._unheard:
             # What changed after the tools were read and before this was not announced to us.
             self._unheard = False

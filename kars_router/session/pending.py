@@ -82,7 +82,7 @@ class Pending:
 
     def pause(self) -> None:
         """Stops the clock of its time limit, because the server waits for somebody."""
-        if not self._paused:
+        if not self._paused and not self.done:
             self._left = self.scope.deadline - trio.current_time()
             self.scope.deadline = math.inf
         self._paused += 1

@@ -39,6 +39,7 @@ class RootsMemory:
 @define(eq=False)
 class _Open:
     pending: Pending | None
+    outlives: bool
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     withdrawn: bool = False
 
@@ -75,7 +76,9 @@ class Questions:
         message: Message,
         caller: Caller | None,
         pending: Pending | None,
+        *,
         nursery: trio.Nursery,
+        outlives: bool = False,
     ) -> None:
         """Takes one question; never waits.
 
@@ -84,6 +87,7 @@ class Questions:
             caller: who is to be asked, or None if nobody can be.
             pending: the request that caused it, if one did; its time stops meanwhile.
             nursery: the session's own.
+            outlives: whether the question goes on when that request is over.
         """
         if message.method not in ASKED:
             text = f"{message.method[:64]} is not offered by this client"
@@ -91,6 +95,8 @@ class Questions:
             return
         missing = capabilities.allows(self._offered, message.method, message.params)
         if missing is not None:
+            if caller is not None:
+                caller.lacks(missing)
             self._reply(message, refusal(f"this client does not offer {missing}"))
             return
         if len(self._open) >= _MOST or message.id in self._open:
@@ -100,7 +106,7 @@ class Questions:
         if caller is None:
             self._unheard(message)
             return
-        question = self._open[message.id] = _Open(pending)
+        question = self._open[message.id] = _Open(pending, outlives)
         nursery.start_soon(self._ask, message, caller, question)
 
     def withdraw(self, ident: bytes) -> None:
@@ -113,7 +119,7 @@ class Questions:
     def end(self, pending: Pending) -> None:
         """Ends the questions that a request has caused, because the request is over."""
         for question in self._open.values():
-            if question.pending is pending:
+            if question.pending is pending and not question.outlives:
                 question.scope.cancel()
 
     async def _ask(self, message: Message, caller: Caller, question: _Open) -> None:

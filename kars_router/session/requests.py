@@ -24,7 +24,7 @@ from kars_router.session.records import Records
 from kars_router.session.server import ServerRuntime
 from kars_router.session.slot import Slot
 from kars_router.telemetry import Metrics, log
-from kars_router.wire import jsonrpc
+from kars_router.wire import envelope, jsonrpc
 
 # A server that loses each new session at once must not be asked for ever.
 _MAX_REPLAYS: Final = 2
@@ -131,11 +131,14 @@ class Requests:
         replays = visits = 0
         while True:
             session = await slot.acquire()
-            if caller.withdrawn:
-                return _refusal("cancelled", "The call was cancelled before it was made.")
-            if session.stateful and caller.multi_round and _has_state(request.params):
-                unknown = jsonrpc.error_object(jsonrpc.INVALID_PARAMS, "unknown requestState")
-                return CallOutcome(fate=Fate.NOT_EXECUTED, code="rpc_error", error=unknown)
+            if runtime.misplaced(slot, session):
+                found = await runtime.slot_for(request.agent)
+                if found is None:
+                    return _closing(request)
+                slot, session = found, await found.acquire()
+            refused = _refused_unmade(request, caller, session)
+            if refused is not None:
+                return refused
             if caller.log_level and session.stateful:
                 slot.want_level(caller.log_level)
             generation = slot.generation
@@ -162,7 +165,11 @@ class Requests:
                     self._judge_error(request, session, error)
                     error = bridge.error_for(caller, error)
                     return CallOutcome(fate=Fate.EXECUTED, code="rpc_error", error=error)
-                return self._answered(request, slot, pending.reply.result or b"{}")
+                result = pending.reply.result or b"{}"
+                if session.stateful and caller.multi_round:
+                    # What means something in the caller's era means nothing in the server's.
+                    result = envelope.unstamp_result(result)
+                return self._answered(request, slot, result)
             replay = runtime.settings.on_session_loss is OnSessionLoss.REPLAY
             if pending.lost and fate is Fate.NOT_EXECUTED and replay and replays < _MAX_REPLAYS:
                 replays += 1
@@ -237,6 +244,15 @@ class Requests:
         verdict = self._plugins.classify_loss(failure)
         if verdict.lost:
             session.lose(verdict, failure)
+
+
+def _refused_unmade(request: Request, caller: Caller, session: Session) -> CallOutcome | None:
+    if caller.withdrawn:
+        return _refusal("cancelled", "The call was cancelled before it was made.")
+    if session.stateful and caller.multi_round and _has_state(request.params):
+        unknown = jsonrpc.error_object(jsonrpc.INVALID_PARAMS, "unknown requestState")
+        return CallOutcome(fate=Fate.NOT_EXECUTED, code="rpc_error", error=unknown)
+    return None
 
 
 def _has_state(params: bytes) -> bool:

@@ -20,7 +20,7 @@ import trio
 
 from kars_router.session.caller import Caller, Reply, refusal
 from kars_router.telemetry import log
-from kars_router.wire import jsonrpc, raw
+from kars_router.wire import jsonrpc, raw, rounds
 
 ELICITATION: Final = "elicitation/create"
 ROOTS: Final = "roots/list"
@@ -69,6 +69,10 @@ async def collect(
     if len(questions) > _MOST_QUESTIONS:
         text = f"the server {server} asks more than {_MOST_QUESTIONS} things at once"
         raise Declined(jsonrpc.error_object(jsonrpc.INTERNAL_ERROR, text))
+    for method, _ in questions.values():
+        if method not in rounds.QUESTIONS:
+            text = f"the server {server} asks for {method[:64]}, which no client offers"
+            raise Declined(jsonrpc.error_object(jsonrpc.INTERNAL_ERROR, text))
     replies: dict[str, Reply] = {}
     async with trio.open_nursery() as nursery:
         for key, (method, params) in questions.items():

@@ -220,17 +220,29 @@ class ServerRuntime:
         Raises:
             HandshakeError: the server has not been reached so far, and still cannot be.
         """
+        present = agent in self._around.ports
         if self.keeper.stateful is None and not self.shared and self._verdict.current is None:
             # Whether agents have sessions of their own depends on the server's era.
             own = self.slots.get("")
             if own is not None and agent not in self.slots:
                 session = await own.acquire()
                 self.keeper.stateful = session.stateful
+        if present and agent not in self._around.ports:
+            return None  # it ended meanwhile, and what it had is being deleted
         key = "" if self.shared else agent
         slot = self.slots.get(key)
         if slot is None and self._nursery is not None:
             slot = self._new_slot(key, self._nursery)
         return slot
+
+    def misplaced(self, slot: Slot, session: Session) -> bool:
+        """Whether a session that was opened in a slot must not serve agents there.
+
+        A server that had no sessions may come back as one that has some, in the place that all
+        agents shared.
+        """
+        shared = self.settings.session_scope is SessionScope.SHARED
+        return not slot.agent and session.stateful and not shared
 
     def existing_slot(self, agent: str) -> Slot | None:
         """The slot whose sessions serve an agent, if there is one already."""
@@ -320,9 +332,31 @@ class ServerRuntime:
         async with open_by_era(
             self._verdict, handshake=handshake, stateless=stateless, order=order
         ) as session:
+            if not agent:
+                self._regroup(slot, session)
             slot.log_level = slot.log_level or (port.log_level if port else "")
             session.restore(slot.watchers.uris, slot.log_level)
+            if session.stateful:
+                for uri in slot.watchers.uris:  # what changed meanwhile nobody has said
+                    self._notified(agent, UPDATED, jsonrpc.encode({"uri": uri}))
             yield session
+
+    def _regroup(self, shared: Slot, session: Session) -> None:
+        """Moves what agents watch to where their sessions are, now that the era is known."""
+        self.keeper.stateful = session.stateful
+        if self._nursery is None or self.settings.session_scope is SessionScope.SHARED:
+            return
+        if session.stateful:
+            for agent, uri in shared.watchers.pairs:
+                own = self.slots.get(agent) or self._new_slot(agent, self._nursery)
+                shared.watchers.remove(agent, uri)
+                own.watchers.add(agent, uri)
+            return
+        for key in [key for key in self.slots if key]:
+            own = self.slots.pop(key)
+            for agent, uri in own.watchers.pairs:
+                shared.watchers.add(agent, uri)
+            self._nursery.start_soon(own.close, "the server has no sessions any more")
 
     def _connect(self, deliver: Deliver) -> Connection:
         return self._connector.connect(deliver, self._credentials)

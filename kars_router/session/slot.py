@@ -7,6 +7,8 @@ one task does it. Must not know what a tool is called in public.
 from __future__ import annotations
 
 import logging
+import math
+import random
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Final
@@ -16,6 +18,7 @@ from attrs import define, field
 
 from kars_router.errors import HandshakeError
 from kars_router.model import Failure, LossVerdict, Phase, SessionInfo, SessionReset
+from kars_router.session.backoff import Backoff
 from kars_router.session.base import Session
 from kars_router.session.questions import RootsMemory
 from kars_router.session.watchers import Watchers
@@ -25,6 +28,7 @@ from kars_router.wire import levels
 # Calls in flight at a loss get their own verdict: most servers refuse each of them at once, and
 # what was refused can be replayed, whereas what is cut off has an unknown fate.
 _LOSS_GRACE: Final = 2.0
+_SHORT_LIVED: Final = 5.0
 
 Opener = Callable[["Slot"], AbstractAsyncContextManager[Session]]
 
@@ -68,6 +72,8 @@ class Slot:
         self.last_used = trio.current_time()
         self.lost_reason = lost_reason
         self.log_level = ""
+        self._backoff = Backoff(0.25, 30.0, random.random)
+        self.subscribing = trio.Lock()
         self.roots = RootsMemory()
         self.watchers = Watchers()
         self._opener = opener
@@ -91,8 +97,14 @@ class Slot:
         try:
             with self._scope:
                 while True:
-                    await self._wanted.wait()
+                    # Who watches a resource calls nothing, and wants to hear of it all the same.
+                    patience = self._backoff.next() if self.watchers.uris else math.inf
+                    with trio.move_on_after(patience):
+                        await self._wanted.wait()
+                    opened = trio.current_time()
                     await self._guarded()
+                    if trio.current_time() - opened >= _SHORT_LIVED:
+                        self._backoff.reset()
         finally:
             self._settle(_closing(self.server))
             self._finished.set()
@@ -125,7 +137,7 @@ class Slot:
     def retire_if_idle(self, seconds: float) -> None:
         """Ends the current session if no call has used it for so long; the slot stays."""
         session = self.session
-        if session is None or not session.alive or session.in_flight:
+        if session is None or not session.alive or session.in_flight or self.watchers.uris:
             return
         if trio.current_time() - self.last_used >= seconds:
             self._retired = f"no call for {seconds:g} s"

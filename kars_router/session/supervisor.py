@@ -7,6 +7,7 @@ or public names.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Final
 
 import trio
 from attrs import evolve, frozen
@@ -22,6 +23,8 @@ from kars_router.session.server import Connector, ServerRuntime, Surroundings
 from kars_router.session.slot import Slot
 from kars_router.telemetry import Metrics, log
 from kars_router.wire import jsonrpc, levels
+
+_MOST_WATCHED: Final = 256
 
 MakeConnector = Callable[[str, Server], Connector]
 
@@ -192,6 +195,7 @@ class Supervisor:
             None, or what is wrong, as a JSON-RPC error object.
         """
         runtime = self.servers.get(server)
+        present = agent in self._ports
         slot: Slot | None = None
         try:
             slot = await runtime.slot_for(agent) if runtime else None
@@ -202,12 +206,19 @@ class Supervisor:
         if runtime is None or slot is None or session is None:
             text = f"the server {server} cannot be reached at the moment"
             return jsonrpc.error_object(jsonrpc.INTERNAL_ERROR, text)
-        if not slot.watchers.add(agent, uri):
-            return None
-        wrong = await session.subscribe(uri, time_limit=runtime.settings.timeouts.call)
-        if wrong is not None:
-            slot.watchers.remove(agent, uri)
-        return wrong
+        if slot.watchers.count(agent) >= _MOST_WATCHED:
+            text = f"at most {_MOST_WATCHED} resources of a server can be watched"
+            return jsonrpc.error_object(jsonrpc.REFUSED, text)
+        # One after another, so that the second one knows what became of the first.
+        async with slot.subscribing:
+            if present and agent not in self._ports:
+                return jsonrpc.error_object(jsonrpc.REFUSED, "the agent has left")
+            if not slot.watchers.add(agent, uri):
+                return None
+            wrong = await session.subscribe(uri, time_limit=runtime.settings.timeouts.call)
+            if wrong is not None:
+                slot.watchers.remove(agent, uri)
+            return wrong
 
     def unsubscribe_resource(self, agent: str, server: str, uri: str) -> None:
         """Takes that back; what was never asked for is no mistake. Never waits."""

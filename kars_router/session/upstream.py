@@ -16,10 +16,11 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 import trio
+from attrs import evolve
 
 from kars_router.errors import CallFailed, HandshakeError
 from kars_router.model import Failure, LossVerdict, Phase, Sent
-from kars_router.session import handshake
+from kars_router.session import eras, handshake
 from kars_router.session.answers import Answers
 from kars_router.session.caller import Caller
 from kars_router.session.listener import Listener, ListenState
@@ -37,6 +38,7 @@ _PROBE_SECONDS: Final = 5.0
 # After its response has come a stream should end by itself; then its connection can be kept.
 _LINGER_SECONDS: Final = 1.0
 # What belongs to a request when it comes on that request's stream.
+_OWN: Final = ("ping", "initialize")
 _OF_A_REQUEST: Final = frozenset({"notifications/message", "notifications/elicitation/complete"})
 
 
@@ -122,10 +124,18 @@ class UpstreamSession:
             self._answers.pong(message.id)
         else:
             pending = self._cause(cause)
-            caller = self._callers.get(pending.ident) if pending else self._options.bystander()
-            if caller is None and (pending := self._newest()) is not None:
+            if pending is not None:
                 caller = self._callers[pending.ident]
-            self._questions.take(message, caller, pending, self._nursery)
+                self._questions.take(message, caller, pending, nursery=self._nursery)
+                return
+            # A question that came with no call is likely to be about the latest, whose time
+            # stands still; if the agent listens, it hears it there, and the call may end first.
+            pending = self._newest()
+            bystander = self._options.bystander()
+            asked = bystander or (self._callers[pending.ident] if pending else None)
+            self._questions.take(
+                message, asked, pending, nursery=self._nursery, outlives=bystander is not None
+            )
 
     def submit(
         self, method: str, params: bytes, *, time_limit: float, caller: Caller | None = None
@@ -262,7 +272,19 @@ class UpstreamSession:
             return not self.alive
         if verdict.lost:
             self.lose(verdict, failure)
-        return verdict.lost
+        elif method not in _OWN and eras.refuses_handshake(failure):
+            await self._doubt(failure)
+        return not self.alive
+
+    async def _doubt(self, failure: Failure) -> None:
+        # Another server may have come in the place of this one. A ping holds nothing that could
+        # be refused for its own sake.
+        try:
+            await self.request("ping", time_limit=_PROBE_SECONDS)
+        except CallFailed as error:
+            if eras.refuses_handshake(error.failure):
+                verdict = LossVerdict(True, "the server speaks another revision now", "session")
+                self.lose(verdict, evolve(failure, code=eras.OTHER_REVISION))
 
     async def _check(self) -> None:
         # A ping holds nothing of an agent's, so a server that refuses it speaks for itself. One
@@ -349,7 +371,8 @@ class UpstreamSession:
     def _cause(self, cause: bytes) -> Pending | None:
         """The agent's request that a message belongs to, or None."""
         if cause:
-            return self._pending[cause] if cause in self._callers else None
+            pending = self._pending.get(cause)
+            return pending if cause in self._callers and pending and not pending.done else None
         # Over a single channel nothing says what a message belongs to; the latest is likeliest.
         return None if self._connection.correlates else self._newest()
 

@@ -23,6 +23,15 @@ class Watchers:
         """Every URI that somebody watches."""
         return frozenset(self._agents)
 
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every agent with each URI that it watches."""
+        return [(agent, uri) for uri, agents in self._agents.items() for agent in agents]
+
+    def count(self, agent: str) -> int:
+        """How many URIs an agent watches."""
+        return sum(agent in agents for agents in self._agents.values())
+
     def add(self, agent: str, uri: str) -> bool:
         """Notes that an agent watches a URI; whether it is the first to do so."""
         watching = self._agents.setdefault(uri, set())

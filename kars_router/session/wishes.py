@@ -64,8 +64,8 @@ class Wishes:
 
     def watch(self, uris: frozenset[str]) -> None:
         """Has updates of all of these reported, in the background."""
-        for uri in uris:
-            self._in_background("resources/subscribe", {"uri": uri})
+        if uris and self._session.alive:
+            self._nursery.start_soon(self._watch_each, uris)
 
     def set_log_level(self, level: str) -> None:
         """See `Session.set_log_level`."""
@@ -76,12 +76,20 @@ class Wishes:
             self._level_known = trio.Event()
             self._nursery.start_soon(self._send_level, self._level_known)
 
+    async def _watch_each(self, uris: frozenset[str]) -> None:
+        # One after another, lest a thousand of them take the connections of calls.
+        for uri in sorted(uris):
+            if self._session.alive:
+                await self._tell("resources/subscribe", {"uri": uri}, self._seconds)
+
     async def _send_level(self, known: trio.Event) -> None:
         # One at a time, so that the last word is the last to arrive.
         sent = ""
         while sent != self._level:
             sent = self._level
-            await self._tell("logging/setLevel", {"level": sent}, self._seconds)
+            wrong = await self._tell("logging/setLevel", {"level": sent}, self._seconds)
+            if wrong is not None and self._level == sent:
+                self._level = sent = ""  # so that the next one who wants it asks again
         self._level_known = None
         known.set()
 

@@ -122,7 +122,10 @@ def test_without_a_status_nothing_is_known() -> None:
         (failure(499), Fate.NOT_EXECUTED),
         (failure(500), Fate.UNKNOWN),
         (failure(503), Fate.UNKNOWN),
-        (evolve(failure(200), rpc_code=-32022), Fate.NOT_EXECUTED),
+        (evolve(failure(), rpc_code=-32022), Fate.NOT_EXECUTED),
+        (evolve(failure(), rpc_code=-32022, begun=True), Fate.UNKNOWN),
+        (evolve(failure(404), begun=True), Fate.UNKNOWN),
+        (evolve(failure(500), rpc_code=-32021), Fate.UNKNOWN),
         # A GET for the rest of an answer, to a call that the server had taken.
         (failure(404, phase=Phase.LISTEN), Fate.UNKNOWN),
     ],

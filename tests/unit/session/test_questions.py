@@ -8,77 +8,20 @@ import msgspec
 import pytest
 import trio
 import trio.lowlevel
-from attrs import define, field
 from trio.testing import MockClock
-from unit.session.upstream_kit import Rig, open_rig, with_settings
+from unit.session.people_kit import (
+    FORM,
+    Person,
+    call,
+    present,
+    told,
+)
+from unit.session.upstream_kit import open_rig, with_settings
 
 from kars_router.config.schema import SessionScope, Timeouts
 from kars_router.model import CallOutcome, ToolCall
-from kars_router.session.caller import Caller, Reply
+from kars_router.testing import Reply as Reply_
 from kars_router.testing import text_of
-
-EVERYTHING = b'{"sampling":{},"elicitation":{"form":{},"url":{}},"roots":{"listChanged":true}}'
-FORM = {"mode": "form", "message": "Really?", "requestedSchema": {"type": "object"}}
-
-
-@define(eq=False)
-class Person(Caller):
-    """Somebody who answers, slowly if need be, and remembers what was said."""
-
-    capabilities: bytes = EVERYTHING
-    answer: bytes = b'{"action":"accept","content":{"n":1.50}}'
-    seconds: float = 0.0
-    asked: list[tuple[str, Any]] = field(factory=list)
-    told: list[tuple[str, Any]] = field(factory=list)
-    interrupted: int = 0
-
-    def notify(self, method: str, params: bytes) -> None:
-        self.told.append((method, msgspec.json.decode(params)))
-
-    async def ask(self, method: str, params: bytes) -> Reply:
-        self.asked.append((method, msgspec.json.decode(params or b"null")))
-        try:
-            await trio.sleep(self.seconds)
-        except trio.Cancelled:
-            self.interrupted += 1
-            raise
-        return Reply(result=self.answer)
-
-
-@define(eq=False)
-class Agent:
-    """An agent that is there, with or without a stream of its own."""
-
-    listens: Person | None = None
-    capabilities: bytes = EVERYTHING
-    log_level: str = ""
-    told: list[tuple[str, str, Any]] = field(factory=list)
-
-    def notify(self, server: str, method: str, params: bytes) -> None:
-        self.told.append((server, method, msgspec.json.decode(params or b"null")))
-
-    def bystander(self, server: str) -> Caller | None:
-        return self.listens
-
-
-def present(rig: Rig, agent: str = "a", **options: Any) -> Agent:
-    port = Agent(**options)
-    rig.router.supervisor.join(agent, port)
-    return port
-
-
-async def call(
-    rig: Rig, caller: Caller, tool: str, agent: str = "a", **arguments: Any
-) -> CallOutcome:
-    params = msgspec.json.encode({"name": tool, "arguments": arguments})
-    made = ToolCall(agent=agent, server="s", tool=tool, params=params)
-    return await rig.router.supervisor.call(made, caller)
-
-
-def told(outcome: CallOutcome) -> Any:
-    """What the tool `ask` was told."""
-    assert outcome.result is not None, outcome
-    return msgspec.json.decode(text_of(msgspec.json.decode(outcome.result)))
 
 
 async def test_a_question_goes_to_who_made_the_call(autojump_clock: MockClock) -> None:
@@ -395,142 +338,35 @@ async def test_a_call_that_is_cancelled_early_never_leaves(autojump_clock: MockC
         assert rig.server.requests("notifications/cancelled") == []
 
 
-# Logging
-
-
-async def test_log_messages_go_where_they_belong(autojump_clock: MockClock) -> None:
-    async with open_rig(ping_interval=None, capabilities={"logging": {}}) as rig:
-        port = present(rig)
-        person = Person()
-
-        async def chatty(tool_call: Any) -> dict[str, Any]:
-            tool_call.notify("notifications/message", {"level": "info", "data": "on the call"})
-            await trio.lowlevel.checkpoint()
-            return {"content": []}
-
-        rig.server.add_tool("chatty", chatty)
-        await call(rig, person, "chatty")
-        rig.server.notify(
-            "notifications/message", {"level": "error", "data": "aside"}, rig.upstream_id()
-        )
-        await trio.sleep(1)
-        assert person.told == [("notifications/message", {"level": "info", "data": "on the call"})]
-        assert port.told == [("s", "notifications/message", {"level": "error", "data": "aside"})]
-
-
-async def test_the_level_is_set_before_the_call_and_again_after_a_loss(
+async def test_a_question_outside_of_a_call_stops_the_calls_clock(
     autojump_clock: MockClock,
 ) -> None:
-    async with open_rig(
-        ping_interval=None,
-        capabilities={"logging": {}},
-        prepare=lambda server: server.add_method("logging/setLevel", _nothing),
-    ) as rig:
-        port = present(rig)
-        port.log_level = "warning"
-        await rig.call("increment")
-        rig.server.forget()
-        await rig.call("increment")
-        order = [r.method for r in rig.server.log if r.method in ("logging/setLevel", "tools/call")]
-        assert order == [
-            "logging/setLevel",
-            "tools/call",
-            "tools/call",
-            "logging/setLevel",
-            "tools/call",
-        ]
-        levels = [r.params["level"] for r in rig.server.requests("logging/setLevel")]
-        assert levels == ["warning", "warning"]
-        port.log_level = "debug"
-        rig.router.supervisor.set_log_level("a")
-        await trio.sleep(1)
-        assert rig.server.requests("logging/setLevel")[-1].params == {"level": "debug"}
+    patient = with_settings(timeouts=Timeouts(connect=5.0, call=10.0, input=600.0))
+    async with open_rig(settings=patient, ping_interval=None, ping_deadline=1000.0) as rig:
+        present(rig, listens=Person(seconds=400))
+
+        async def aside(tool_call: Any) -> dict[str, Any]:
+            await rig.server.ask("elicitation/create", FORM, tool_call.session.id)
+            return {"content": []}
+
+        rig.server.add_tool("aside", aside)
+        outcome = await call(rig, Person(), "aside")
+        assert outcome.code == "ok"
 
 
-async def test_a_shared_session_gets_the_most_verbose_level(autojump_clock: MockClock) -> None:
-    shared = with_settings(session_scope=SessionScope.SHARED)
-    async with open_rig(
-        settings=shared,
-        ping_interval=None,
-        capabilities={"logging": {}},
-        prepare=lambda server: server.add_method("logging/setLevel", _nothing),
-    ) as rig:
-        levels = {"a": "error", "b": "info", "c": "critical"}
-        for agent, level in levels.items():
-            present(rig, agent).log_level = level
-            rig.router.supervisor.set_log_level(agent)
-            await rig.call("increment", agent)
-        sent = [r.params["level"] for r in rig.server.requests("logging/setLevel")]
-        assert sent == ["error", "info"]
-
-
-async def test_a_server_without_logging_is_not_asked_for_it(autojump_clock: MockClock) -> None:
-    async with open_rig(ping_interval=None) as rig:
-        present(rig).log_level = "debug"
-        await rig.call("increment")
-        assert rig.server.requests("logging/setLevel") == []
-
-
-# Subscriptions
-
-
-async def test_a_resource_is_watched_once_for_all_who_share(autojump_clock: MockClock) -> None:
-    shared = with_settings(session_scope=SessionScope.SHARED)
-    async with open_rig(
-        settings=shared,
-        ping_interval=None,
-        capabilities={"resources": {"subscribe": True}},
-        prepare=_watchable,
-    ) as rig:
-        ports = {agent: present(rig, agent) for agent in "abc"}
-        supervisor = rig.router.supervisor
-        for agent in "ab":
-            assert await supervisor.subscribe_resource(agent, "s", "test://x") is None
-        assert len(rig.server.requests("resources/subscribe")) == 1
-        rig.server.notify("notifications/resources/updated", {"uri": "test://x/part"})
-        rig.server.notify("notifications/resources/updated", {"uri": "test://xy"})
-        await trio.sleep(1)
-        said = [("s", "notifications/resources/updated", {"uri": "test://x/part"})]
-        assert [port.told for port in ports.values()] == [said, said, []]
-        supervisor.unsubscribe_resource("a", "s", "test://x")
-        supervisor.unsubscribe_resource("c", "s", "test://x")
-        await trio.sleep(1)
-        assert rig.server.requests("resources/unsubscribe") == []
-        supervisor.end_agent("b", "gone")
-        await trio.sleep(1)
-        assert len(rig.server.requests("resources/unsubscribe")) == 1
-
-
-async def test_subscriptions_outlive_a_lost_session(autojump_clock: MockClock) -> None:
-    async with open_rig(
-        ping_interval=None, capabilities={"resources": {"subscribe": True}}, prepare=_watchable
-    ) as rig:
-        port = present(rig)
-        await rig.router.supervisor.subscribe_resource("a", "s", "test://x")
-        rig.server.forget()
-        await rig.call("increment")
-        await trio.sleep(1)
-        subscribed = rig.server.requests("resources/subscribe")
-        assert [r.params for r in subscribed] == [{"uri": "test://x"}] * 2
-        assert subscribed[1].session == rig.upstream_id()
-        rig.server.notify("notifications/resources/updated", {"uri": "test://x"})
-        await trio.sleep(1)
-        assert len(port.told) == 1
-
-
-async def test_a_refused_subscription_is_none(autojump_clock: MockClock) -> None:
-    async with open_rig(ping_interval=None) as rig:
+async def test_a_question_after_the_answer_holds_nothing(autojump_clock: MockClock) -> None:
+    async with open_rig(ping_interval=None, ping_deadline=1000.0) as rig:
         present(rig)
-        error = await rig.router.supervisor.subscribe_resource("a", "s", "test://x")
-        assert msgspec.json.decode(error or b"null")["code"] == -32601
-        assert rig.slot().watchers.uris == frozenset()
+        answer = {"jsonrpc": "2.0", "id": 0, "result": {"content": []}}
+        question = {"jsonrpc": "2.0", "id": 7, "method": "sampling/createMessage", "params": {}}
 
+        def script(received: Any) -> Reply_ | None:
+            if received.method != "tools/call":
+                return None
+            return Reply_.events({**answer, "id": received.id}, question, ending="hang")
 
-async def _nothing(_: Any) -> dict[str, Any]:
-    await trio.lowlevel.checkpoint()
-    return {}
-
-
-def _watchable(server: Any) -> None:
-    server.add_method("resources/subscribe", _nothing)
-    server.add_method("resources/unsubscribe", _nothing)
+        rig.server.script = script
+        outcome = await call(rig, Person(seconds=10_000), "increment")
+        assert outcome.code == "ok"
+        await trio.sleep(60)
+        assert rig.session().in_flight == 0

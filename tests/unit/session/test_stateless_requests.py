@@ -274,15 +274,21 @@ async def test_a_revision_that_is_refused_in_mid_life_ends_the_session(
         assert rig.server.counter == 0
 
 
-async def test_the_same_in_a_successful_response(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("turned", [False, True])
+async def test_one_refusal_of_the_revision_has_to_be_confirmed(
+    autojump_clock: MockClock, turned: bool
+) -> None:
     error = {"code": -32022, "message": "no", "data": {"supported": ["2025-11-25"]}}
     async with open_rig() as rig:
         reply = Reply.events({"jsonrpc": "2.0", "id": 2, "error": error})
         rig.server.reply_next(reply, method=CALL)
+        if turned:
+            rig.server.versions = ("2025-11-25",)
         pending = rig.call("counter", Agent())
-        await rig.failure(pending)
-        assert pending.lost
-        assert not rig.session.alive
+        failure = await rig.failure(pending)
+        assert pending.lost is turned
+        assert rig.session.alive is not turned
+        assert fate_of(failure) == "not_executed"
 
 
 def turned(received: Received) -> Reply:

@@ -312,3 +312,25 @@ async def test_progress_of_each_round_comes_back(autojump_clock: MockClock) -> N
         tokens = [r.params["_meta"]["progressToken"] for r in rig.server.requests(CALL)]
         assert tokens[0] != tokens[1]
         assert all(p["progressToken"] == "t" for _, p in agent.told)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Reply.text(404),
+        Reply.text(429),
+    ],
+    ids=["404", "429"],
+)
+async def test_a_call_that_had_begun_is_never_said_to_be_unexecuted(
+    autojump_clock: MockClock, refusal: Reply
+) -> None:
+    async with open_rig() as rig:
+
+        def second_round(received: Received) -> Reply | None:
+            return refusal if "inputResponses" in received.params else None
+
+        rig.server.script = second_round
+        failure = await rig.failure(rig.call("ask", Agent()))
+        assert failure.begun
+        assert fate_of(failure) == "unknown"
