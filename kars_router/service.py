@@ -88,6 +88,9 @@ class Router:
             lifetime=config.sessions.lifetime,
             has_ended=self.records.has_ended,
             on_end=self.supervisor.end_agent,
+            others=lambda: len(self.identities),
+            # Made below, so it cannot be named yet.
+            others_make_room=lambda: self.identities.make_room(),  # noqa: PLW0108
         )
         self.operations = Operations(self.supervisor, limit=config.limits.concurrent_calls)
         self.legacy = LegacyServer(
@@ -104,6 +107,7 @@ class Router:
             idle=config.sessions.idle,
             lifetime=config.sessions.lifetime,
             others=lambda: len(self.agents),
+            make_room_elsewhere=self.agents.make_room,
         )
         self.lot = ParkingLot(key, limit=config.limits.parked_calls, seconds=config.sessions.parked)
         self.stateless = StatelessServer(

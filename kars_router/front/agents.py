@@ -80,9 +80,6 @@ class AgentSession:
             last_event: the last event that the agent has got; "" or unknown for none.
         """
         found = self.log.find(last_event)
-        if found is not None and found[0].ended and not found[0].has_after(found[1]):
-            found[0].complete()
-            found = None
         if found is not None:
             stream, reader = found[0], found[0].attach(found[1])
         else:
@@ -93,10 +90,16 @@ class AgentSession:
         return stream, reader
 
     def leave(self, stream: EventStream, reader: Reader) -> None:
-        """Ends the reading of a stream by one connection."""
+        """Ends the reading of a stream by one connection.
+
+        What a GET stream had not sent goes to the newest of the others, or waits for the next.
+        """
+        if stream.reader is reader:
+            # First of all, so that nothing is put where nobody reads.
+            self.streams = [s for s in self.streams if s is not stream]
+            if stream.standing and self.streams:
+                self.streams[-1].take_over(stream)
         stream.detach(reader)
-        if stream.reader is None and stream in self.streams:
-            self.streams.remove(stream)
 
     def end_streams(self) -> None:
         """Ends the GET streams that are being read, once what was put on them is taken."""
@@ -124,11 +127,13 @@ class AgentRegistry:
     Args:
         sealer: makes and opens session ids.
         metrics: where sessions are counted.
-        limit: most sessions at once.
+        limit: most sessions at once, the agents among `others` included.
         idle: seconds without a request or a stream until a session ends.
         lifetime: seconds until it ends in any case.
         has_ended: whether an agent session had ended, in this process or an earlier one.
         on_end: told of each session that ends, with the reason.
+        others: how many agents there are that have no session here.
+        others_make_room: forgets an abandoned one of these; False if there is none.
         clock: the wall clock, in seconds.
     """
 
@@ -142,6 +147,8 @@ class AgentRegistry:
         lifetime: float,
         has_ended: Callable[[str], bool],
         on_end: Callable[[str, str], None],
+        others: Callable[[], int] = lambda: 0,
+        others_make_room: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.limit, self.idle, self.lifetime = limit, idle, lifetime
@@ -149,6 +156,8 @@ class AgentRegistry:
         self._metrics = metrics
         self._has_ended = has_ended
         self._on_end = on_end
+        self._others = others
+        self._others_make_room = others_make_room
         self._clock = clock
         self._live: dict[str, AgentSession] = {}
 
@@ -230,6 +239,20 @@ class AgentRegistry:
         log().info("agent_session_ended", agent=session.agent, reason=reason)
         self._on_end(session.agent, reason)
 
+    def make_room(self) -> bool:
+        """Ends the session that was abandoned for the longest time; False if there is none.
+
+        An agent that crashes after each start leaves sessions behind that hold nothing.
+        """
+        long_ago = trio.current_time() - _ABANDONED_SECONDS
+        for session in sorted(self._live.values(), key=lambda s: s.touched):
+            if session.touched > long_ago:
+                break
+            if not (session.called or session.in_flight or session.streams):
+                self.end(session, "idle without a call, and its place was needed")
+                return True
+        return False
+
     def close_streams(self) -> None:
         """Ends every open GET stream; the sessions stay."""
         for session in self._live.values():
@@ -250,17 +273,10 @@ class AgentRegistry:
                     self.end(session, f"idle for {self.idle:g} s")
 
     def _make_room(self) -> None:
-        if len(self._live) < self.limit:
+        if len(self._live) + self._others() < self.limit:
             return
-        # An agent that crashes after each start leaves sessions behind that hold nothing.
-        idle = trio.current_time() - _ABANDONED_SECONDS
-        for session in sorted(self._live.values(), key=lambda s: s.touched):
-            if session.touched > idle:
-                break
-            if not (session.called or session.in_flight or session.streams):
-                self.end(session, "idle without a call, and its place was needed")
-                return
-        raise TooManySessionsError
+        if not (self.make_room() or self._others_make_room()):
+            raise TooManySessionsError
 
     def _add(self, ticket: Ticket) -> AgentSession:
         kept = EventLog(self._metrics)

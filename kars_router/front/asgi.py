@@ -95,18 +95,10 @@ class AgentApp:
             header = "Origin" if status == FORBIDDEN else "Host"
             raise AgentError(jsonrpc.INVALID_REQUEST, f"this {header} is not allowed", status)
         endpoint = self._endpoint(exchange.path)
-        stateless = _is_stateless(exchange)
         if exchange.method == "POST":
             _check_post(exchange)
-            if exchange.header(eras.SESSION_HEADER) and not stateless:
-                # Strangers' bodies take no room.
-                self._legacy.session_of(exchange, endpoint)
-            body = await exchange.body(self.body_limit)
-            if self._stateless is not None and claims(exchange, body):
-                await self._stateless.post(exchange, endpoint, body)
-            else:
-                await self._legacy.post(exchange, endpoint, body)
-        elif stateless:
+            await self._post(exchange, endpoint)
+        elif envelope.claims(b"", exchange.header(eras.VERSION_HEADER)):
             await _refuse(exchange, 405, _error("this revision has POST only"), (_ALLOW_POST,))
         elif exchange.method == "GET":
             await self._get(exchange, endpoint)
@@ -115,6 +107,29 @@ class AgentApp:
             await self._legacy.delete(exchange, endpoint)
         else:
             await _refuse(exchange, 405, _error("use POST, GET or DELETE"), (_ALLOW,))
+
+    async def _post(self, exchange: Exchange, endpoint: str) -> None:
+        version = exchange.header(eras.VERSION_HEADER).strip(" \t")
+        stranger: AgentError | None = None
+        if exchange.header(eras.SESSION_HEADER) and not envelope.claims(b"", version):
+            # Strangers' bodies take no room, unless it is the body that has to say whether the
+            # session means anything: the stateless era ignores it.
+            try:
+                self._legacy.session_of(exchange, endpoint)
+            except AgentError as error:
+                if version or self._stateless is None:
+                    raise
+                stranger = error
+        body = await exchange.body(self.body_limit)
+        # With a session id, a revision that nobody knows is the other era's to refuse, unless the
+        # body has the envelope of this one.
+        known = version in eras.STATELESS_REVISIONS or not exchange.header(eras.SESSION_HEADER)
+        if self._stateless is not None and claims(version if known else "", body):
+            await self._stateless.post(exchange, endpoint, body)
+        elif stranger is not None:
+            raise stranger
+        else:
+            await self._legacy.post(exchange, endpoint, body)
 
     async def _get(self, exchange: Exchange, endpoint: str) -> None:
         if not eras.accepts(exchange.header("accept"), eras.STREAM_TYPE):
@@ -153,17 +168,6 @@ def _check_post(exchange: Exchange) -> None:
         raise AgentError(
             jsonrpc.INVALID_REQUEST, f"the content type must be {eras.JSON_TYPE}", status=415
         )
-
-
-def _is_stateless(exchange: Exchange) -> bool:
-    """Whether the headers say so; then session ids are ignored, and POST is the only method.
-
-    With a session id, a revision that is not known at all is the other era's to refuse.
-    """
-    version = exchange.header(eras.VERSION_HEADER)
-    if exchange.header(eras.SESSION_HEADER):
-        return version in eras.STATELESS_REVISIONS
-    return envelope.claims(b"", version)
 
 
 def _error(text: str) -> bytes:

@@ -109,6 +109,7 @@ class HandshakePort:
     who: Requester = field(init=False)
     capabilities: bytes = field(init=False)
     log_level: str = ""
+    has_sessions: bool = True
 
     def __attrs_post_init__(self) -> None:
         ticket = self.session.ticket

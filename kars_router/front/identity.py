@@ -26,6 +26,7 @@ import trio
 from attrs import define, field
 
 from kars_router.errors import AgentError
+from kars_router.front import declared
 from kars_router.front.exchange import Scope
 from kars_router.session.caller import AgentPort, Caller
 from kars_router.telemetry import log
@@ -35,7 +36,7 @@ AGENT_KEY: Final = "kars.azure.com/agent"
 PRINCIPAL_KEY: Final = "kars.principal"
 LISTENER: Final = "listener"
 _LONGEST_KEY: Final = 128
-# Longer ones are no capabilities; what a request may be asked is held against its own anyway.
+# Nobody has that much to declare; what a request may be asked is held against its own anyway.
 _LONGEST_DECLARED: Final = 16 * 1024
 _DEEPEST: Final = 4
 _SWEEP_SECONDS: Final = 15.0
@@ -105,6 +106,7 @@ class Identity:
     touched: float
     capabilities: bytes = b"{}"
     log_level: str = ""
+    has_sessions: bool = False
     in_flight: int = 0
     ears: list[Ear] = field(factory=list)
     called: bool = False
@@ -123,15 +125,20 @@ class Identity:
     def declare(self, capabilities: bytes) -> None:
         """Adds what a request declares.
 
+        When that is too much, only what a server can make use of is kept; see `declared`.
+
         Raises:
             MalformedError: it is nested too deeply.
         """
-        if capabilities == self.capabilities or len(capabilities) > _LONGEST_DECLARED:
+        if capabilities == self.capabilities:
             return
-        both = _union(jsonrpc.decode(self.capabilities), jsonrpc.decode(capabilities))
-        written = jsonrpc.encode(both)
-        if len(written) <= _LONGEST_DECLARED:
-            self.capabilities = written
+        if len(capabilities) <= _LONGEST_DECLARED:
+            written = _added(self.capabilities, capabilities)
+            if len(written) <= _LONGEST_DECLARED:
+                self.capabilities = written
+                return
+        known = declared.keep(self.capabilities)
+        self.capabilities = _added(known, declared.keep(capabilities))
 
     def notify(self, server: str, method: str, params: bytes) -> None:
         """See `AgentPort.notify`."""
@@ -153,6 +160,7 @@ class Identities:
         idle: seconds without a request or a stream until one is forgotten.
         lifetime: seconds until it is forgotten as soon as no request is in flight.
         others: how many agents there are that are none of these.
+        make_room_elsewhere: ends one of those others that can be spared; False if none can be.
     """
 
     def __init__(
@@ -164,11 +172,13 @@ class Identities:
         idle: float,
         lifetime: float,
         others: Callable[[], int],
+        make_room_elsewhere: Callable[[], bool] = lambda: False,
     ) -> None:
         self.limit, self.idle, self.lifetime = limit, idle, lifetime
         self._join = join
         self._on_end = on_end
         self._others = others
+        self._make_room_elsewhere = make_room_elsewhere
         self._live: dict[str, Identity] = {}
 
     def __len__(self) -> int:
@@ -231,9 +241,8 @@ class Identities:
                 elif now - identity.touched > self.idle:
                     self.end(identity, f"idle for {self.idle:g} s")
 
-    def _make_room(self) -> None:
-        if len(self._live) + self._others() < self.limit:
-            return
+    def make_room(self) -> bool:
+        """Forgets an abandoned agent, the longest silent first; False if there is none."""
         # An agent that calls itself something else each time leaves names behind that hold nothing.
         long_ago = trio.current_time() - _ABANDONED_SECONDS
         for identity in sorted(self._live.values(), key=lambda one: one.touched):
@@ -241,13 +250,24 @@ class Identities:
                 break
             if not (identity.called or identity.busy):
                 self.end(identity, "idle without a call, and its place was needed")
-                return
+                return True
+        return False
+
+    def _make_room(self) -> None:
+        if len(self._live) + self._others() < self.limit:
+            return
+        if self.make_room() or self._make_room_elsewhere():
+            return
         text = f"there are {self.limit} agents, which is the limit; try again later"
         raise AgentError(jsonrpc.REFUSED, text, status=503)
 
 
 def _member(mapping: Any, name: str) -> Any:
     return mapping.get(name) if isinstance(mapping, Mapping) else None
+
+
+def _added(one: bytes, other: bytes) -> bytes:
+    return jsonrpc.encode(_union(jsonrpc.decode(one), jsonrpc.decode(other)))
 
 
 def _union(one: Any, other: Any, depth: int = 0) -> Any:

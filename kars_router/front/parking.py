@@ -118,10 +118,30 @@ class ParkingLot:
         call.rounds += 1
         call.resumed = trio.Event()
         name = secrets.token_hex(_NAME_BYTES)
+        state = _State(name, call.rounds, self._clock() + self.seconds)
+        sealed = self._seal.seal(state, call.bound)
         self._parked[name] = call
         self._nursery.start_soon(self._wait, name, call)
-        state = _State(name, call.rounds, self._clock() + self.seconds)
-        return self._prefix + self._seal.seal(state, call.bound())
+        return self._prefix + sealed
+
+    def unpark(self, call: StatelessCaller, number: int) -> bool:
+        """Takes a call out again whose state did not reach the agent.
+
+        Args:
+            call: the call.
+            number: its `rounds` when it was parked.
+
+        Returns:
+            whether it was still parked there; if not, it has been resumed or given up since.
+        """
+        if call.rounds != number:
+            return False
+        for name, parked in self._parked.items():
+            if parked is call:
+                del self._parked[name]
+                call.resumed.set()
+                return True
+        return False
 
     def made(self, state: str) -> bool:
         """Whether a state looks like one of ours."""

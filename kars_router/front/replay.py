@@ -178,6 +178,8 @@ class EventStream:
         Args:
             after: the last event that the agent has got; None for what nobody took so far.
         """
+        if self.standing:  # the router may have ended it, for there were too many
+            self.ended = self.closed
         if self.reader is not None:
             self.reader.close()
         self.reader = Reader()
@@ -193,7 +195,7 @@ class EventStream:
             return
         self.reader, self.left = None, trio.current_time()
         if self.standing:
-            self._pass_on(self._log.waiting)
+            self._log.waiting.take_over(self)
         if not self.told:
             self.close()
         self._weigh()
@@ -202,7 +204,13 @@ class EventStream:
 
     def take_over(self, other: EventStream) -> None:
         """Puts here what nobody has taken from another stream."""
-        other._pass_on(self)
+        for number in [n for n in other._events if n > other._read]:
+            event = other._events.pop(number, None)
+            if event is None:  # given up for one that was passed on just now
+                continue
+            self._log.remove(event)
+            event.stream = self
+            self._append(event)
 
     def end(self) -> None:
         """Has the stream end once what was put is taken."""
@@ -212,11 +220,18 @@ class EventStream:
         self._tidy()
 
     def complete(self) -> None:
-        """Forgets the stream, because its last event has reached the agent."""
+        """Notes that all was written, so that nobody misses the last event any more.
+
+        It is kept, for it may be lost with its connection; questions before it are refused.
+        """
         last = self._events.get(self._last)
         if last is not None:
             last.on_lost = None
-        self.close()
+            self._log.settle(last)
+        for event in [*self._events.values()]:
+            if event.on_lost is not None:
+                event.discard()
+                event.on_lost()
 
     def close(self) -> None:
         """Forgets the stream; what was not taken is lost."""
@@ -237,13 +252,6 @@ class EventStream:
             del self._events[event.number]
             self._log.remove(event)
             self._tidy()
-
-    def _pass_on(self, other: EventStream) -> None:
-        for number in [n for n in self._events if n > self._read]:
-            event = self._events.pop(number)
-            self._log.remove(event)
-            event.stream = other
-            other._append(event)
 
     def _append(self, event: Event) -> None:
         self._last += 1
@@ -270,8 +278,8 @@ class EventLog:
     """All streams of one agent session, and the bounds of what they hold.
 
     At most 512 events and 4 MiB are kept. What would be too much is given up oldest first,
-    notifications before events that somebody waits for. Those on a stream that is being read count
-    for nothing, since they are bounded by the requests in flight.
+    what nobody waits for before what somebody does. The latter counts for nothing while its stream
+    is being read, since it is bounded by the requests in flight.
 
     Args:
         metrics: where events are counted that were given up.
@@ -288,6 +296,8 @@ class EventLog:
         self._opened = 0
         self._loose: dict[Event, None] = {}
         self._held: dict[Event, None] = {}
+        # Those among the loose ones that answer a request: few, but they may be large.
+        self._written: dict[Event, None] = {}
         self._bytes = 0
         self.waiting = self.open(standing=True)
 
@@ -309,6 +319,10 @@ class EventLog:
             return None
         stream = self._streams.get(int(key))
         if stream is None or stream is self.waiting or not stream.knows(int(number)):
+            return None
+        if stream.ended and not (stream.standing or stream.has_after(int(number))):
+            stream.complete()  # who names the last event has got it all
+            stream.close()
             return None
         return stream, int(number)
 
@@ -341,7 +355,10 @@ class EventLog:
     def trim(self, newest: Event | None = None) -> None:
         """Gives up what is too much, but not the newest event."""
         while len(self) > _MOST_EVENTS or self._bytes > _MOST_BYTES:
-            others = (e for part in (self._loose, self._held) for e in part if e is not newest)
+            # Of bytes, notifications hold too few to make room.
+            written = self._written if len(self) <= _MOST_EVENTS else {}
+            parts = (written, self._loose, self._held)
+            others = (e for part in parts for e in part if e is not newest)
             oldest = next(others, None)
             if oldest is None:
                 return
@@ -358,8 +375,15 @@ class EventLog:
             return
         self._bytes += len(event.data)
 
+    def settle(self, event: Event) -> None:
+        """Takes account of an answer that was written, as one that nobody waits for any more."""
+        self.weigh(event)
+        self._written[event] = None
+        self.trim()
+
     def remove(self, event: Event) -> None:
         """Takes an event out of the account."""
+        self._written.pop(event, None)
         for part in (self._loose, self._held):
             if event in part:
                 del part[event]

@@ -27,6 +27,7 @@ from kars_router.wire import capabilities, jsonrpc, levels, progress, raw
 from kars_router.wire.envelope import Envelope
 
 _QUEUE_LIMIT: Final = 256
+_QUEUE_BYTES: Final = 4 << 20
 _PROGRESS: Final = "notifications/progress"
 _MESSAGE: Final = "notifications/message"
 # They belong to no request, or have no place in this era.
@@ -61,6 +62,7 @@ class StatelessCaller(AgentCaller):
         identity: the same agent, as it is kept.
         method: its method.
         params: its params as the agent first sent them, as JSON.
+        bound: what a state for this request is bound to; see `bound_to`.
         metrics: where dropped notifications are counted.
         token: the progress token of the round that is being answered, as JSON; or empty.
         rounds: how often the agent has been asked for input.
@@ -74,6 +76,7 @@ class StatelessCaller(AgentCaller):
     identity: Identity
     method: str
     params: bytes = field(repr=False)
+    bound: bytes = field(repr=False)
     metrics: Metrics
     multi_round: bool = True
     token: bytes = b""
@@ -83,6 +86,7 @@ class StatelessCaller(AgentCaller):
     failure: AgentError | None = None
     resumed: trio.Event = field(factory=trio.Event)
     _said: deque[tuple[str, bytes]] = field(factory=deque)
+    _held: int = 0
     _questions: dict[str, _Question] = field(factory=dict)
     _asked: int = 0
     _wake: trio.Event = field(factory=trio.Event)
@@ -139,14 +143,26 @@ class StatelessCaller(AgentCaller):
             self.answer = Answer(withdrawn=True)
 
     def tell(self, method: str, params: bytes) -> None:
-        """See `AgentCaller.tell`; the oldest is dropped when the agent does not read."""
+        """See `AgentCaller.tell`; the oldest are dropped when the agent does not read.
+
+        256 of them wait at most, and no more than 4 MiB unless a single one is larger.
+        """
         if self.over or self.withdrawn or method.startswith(_ELSEWHERE):
             return
-        if len(self._said) >= _QUEUE_LIMIT:
-            self._said.popleft()
+        if method == _MESSAGE and not self.log_level:
+            return
+        while self._said and (
+            len(self._said) >= _QUEUE_LIMIT or self._held + len(params) > _QUEUE_BYTES
+        ):
+            self._next()
             self.metrics.notifications_dropped.inc()
         self._said.append((method, params))
+        self._held += len(params)
         self._rouse()
+
+    def lacks(self, capability: str) -> None:
+        """See `Caller.lacks`."""
+        self.lacking = capability
 
     async def ask(self, method: str, params: bytes) -> Reply:
         """See `AgentCaller.ask`; remembers what was lacking."""
@@ -198,8 +214,7 @@ class StatelessCaller(AgentCaller):
     def said(self) -> bytes | None:
         """The next notification for the agent, as a message; None if there is none now."""
         while self._said:
-            method, params = self._said.popleft()
-            message = self._spell(method, params)
+            message = self._spell(*self._next())
             if message is not None:
                 return message
         return None
@@ -210,9 +225,10 @@ class StatelessCaller(AgentCaller):
             self._wake = trio.Event()
             await self._wake.wait()
 
-    def bound(self) -> bytes:
-        """What a state for this request is bound to."""
-        return bound_to(self.who, self.method, self.params)
+    def _next(self) -> tuple[str, bytes]:
+        method, params = self._said.popleft()
+        self._held -= len(params)
+        return method, params
 
     def _spell(self, method: str, params: bytes) -> bytes | None:
         # Only now, because a later round has a token and a level of its own.
@@ -234,7 +250,8 @@ def bound_to(who: Requester, method: str, params: bytes) -> bytes:
     """What stays the same in every round of one request, as a digest.
 
     The agent, the endpoint, the method, and the params but for what differs by design: `_meta`, the
-    responses, the state. How the params are spelled makes no difference.
+    responses, the state. How the params are spelled makes no difference, except in a member that
+    no Python type holds, such as one with the number 1e400: that has to come back as it was.
 
     Args:
         who: who makes it.
@@ -245,6 +262,13 @@ def bound_to(who: Requester, method: str, params: bytes) -> bytes:
         MalformedError: the params are no object.
     """
     members = jsonrpc.members(params or b"{}")
-    kept = {k: jsonrpc.decode(bytes(v)) for k, v in members.items() if k not in _FREE}
+    kept = {k: _canonical(bytes(v)) for k, v in members.items() if k not in _FREE}
     parts = [who.agent, who.endpoint, method, kept]
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).digest()
+
+
+def _canonical(value: bytes) -> bytes:
+    try:
+        return msgspec.json.encode(jsonrpc.decode(value), order="sorted")
+    except (jsonrpc.MalformedError, RecursionError):
+        return value

@@ -32,7 +32,10 @@ from kars_router.wire.envelope import INPUT_REQUIRED, Envelope, EnvelopeError
 from kars_router.wire.jsonrpc import Kind, Message
 
 _CLIENT_NAME: Final = 64
-# Errors whose answer has a status of its own; all others have 200.
+# A write that took this long has waited for its reader, who may have left instead.
+_STUCK_SECONDS: Final = 1.0
+_STEPS: Final = 3
+# Errors of our own whose answer has a status of its own; all others have 200.
 _STATUS: Final = {
     jsonrpc.PARSE_ERROR: 400,
     jsonrpc.INVALID_REQUEST: 400,
@@ -44,14 +47,13 @@ _STATUS: Final = {
 }
 
 
-def claims(exchange: Exchange, body: bytes) -> bool:
+def claims(version: str, body: bytes) -> bool:
     """Whether a POST is one of this era, or at least says so somewhere.
 
     Args:
-        exchange: the request.
+        version: its MCP-Protocol-Version header; "" if it has none, or if only the body counts.
         body: its body.
     """
-    version = exchange.header(eras.VERSION_HEADER)
     if envelope.claims(b"", version):
         return True
     if b"protocolVersion" not in body and b"\\u" not in body:
@@ -117,12 +119,16 @@ class StatelessServer:
         except EnvelopeError as error:
             await _refuse(exchange, message.id, error.status, error.as_json())
         except AgentError as error:
-            status = _STATUS.get(error.code, 200) if error.status == 200 else error.status
             value = jsonrpc.error_object(error.code, error.message)
-            await _refuse(exchange, message.id, status, value)
+            await _refuse(exchange, message.id, _status(error), value)
+        except jsonrpc.MalformedError as error:
+            # Before anything was done: the envelope is read further than the checks look.
+            value = jsonrpc.error_object(jsonrpc.INVALID_PARAMS, str(error))
+            await _refuse(exchange, message.id, 400, value)
 
     def close(self) -> None:
         """Ends open streams and parked calls, each with its own kind of end; call it to drain."""
+        self._subscriptions.close()
         self._identities.close_streams()
         self._lot.close()
 
@@ -202,6 +208,7 @@ class StatelessServer:
     def _started(self, who: Requester, message: Message, said: Envelope) -> StatelessCaller:
         """A new call, on its way."""
         params = envelope.strip(message.params)
+        bound = bound_to(who, message.method, params)
         identity = self._identities.find(who.agent, said.capabilities)
         call = StatelessCaller(
             view=view_of(who.endpoint),
@@ -209,6 +216,7 @@ class StatelessServer:
             identity=identity,
             method=message.method,
             params=params,
+            bound=bound,
             metrics=self._metrics,
         )
         self._lot.start(call, partial(self._perform, identity, call))
@@ -243,22 +251,28 @@ class StatelessServer:
         asked = rounds.input_required(call.open_questions(), jsonrpc.encode(state))
         return envelope.stamp_result(asked, INPUT_REQUIRED, server_info=self._info)
 
+    def unpark(self, call: StatelessCaller, number: int) -> bool:
+        """See `ParkingLot.unpark`."""
+        return self._lot.unpark(call, number)
+
     def response(self, ident: bytes, call: StatelessCaller) -> tuple[int, bytes]:
         """The HTTP status and the JSON-RPC response for the end of a call."""
         failure, answer = call.failure, call.answer or Answer(withdrawn=True)
         if failure is not None:
-            status = failure.status
-            error: bytes | None = jsonrpc.error_object(failure.code, failure.message)
-        else:
-            status, error = 200, answer.error
-            if answer.withdrawn:
-                error = jsonrpc.error_object(jsonrpc.INTERNAL_ERROR, "the call was cancelled")
-        if error is not None:
-            code = jsonrpc.error_code(error)[0] or 0
+            error = jsonrpc.error_object(failure.code, failure.message)
+            return _status(failure), jsonrpc.error(ident, error)
+        if answer.withdrawn:
+            error = jsonrpc.error_object(jsonrpc.INTERNAL_ERROR, "the call was cancelled")
+            return 200, jsonrpc.error(ident, error)
+        if answer.error is not None:
+            error, code = answer.error, jsonrpc.error_code(answer.error)[0]
             if call.lacking and code == jsonrpc.METHOD_NOT_FOUND:
-                # The server hands on what it was told: that it cannot ask. That is no 404.
+                # The server hands on what it was told: that it cannot ask.
                 code, error = envelope.MISSING_CAPABILITY, _missing(call.lacking)
-            return _STATUS.get(code, 200) if status == 200 else status, jsonrpc.error(ident, error)
+            # The other statuses would say something of this router: a 404 that it has no such
+            # method, while it is the server that lacks something.
+            status = 400 if code == envelope.MISSING_CAPABILITY else 200
+            return status, jsonrpc.error(ident, error)
         result = answer.result or b"{}"
         # What a server of this era asks of the agent is between the two of them.
         if envelope.result_type(result) != INPUT_REQUIRED:
@@ -268,28 +282,32 @@ class StatelessServer:
 
 @define(eq=False)
 class _Round:
-    """One HTTP request that attends to a call: until the call ends or asks, or the agent leaves."""
+    """One HTTP request that attends to a call: until the call ends or asks, or the agent leaves.
+
+    Attributes:
+        settled: whether what it ends with was taken from us.
+        parked: the number of the round that the call was parked in; 0 if it was not.
+    """
 
     server: StatelessServer
     exchange: Exchange
     ident: bytes
     call: StatelessCaller
     settled: bool = False
-    parked: bool = False
+    parked: int = 0
 
     async def run(self) -> None:
         """Answers the request. Cancellation, as the agent's leaving, cancels the call."""
-        told = False
         self.server.count(+1)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch, nursery.cancel_scope)
                 await self._converse()
-                told = True
                 nursery.cancel_scope.cancel()
         finally:
             self.server.count(-1)
-            if not (told or self.parked):
+            # Who came back in the meantime has got the state, whatever the connection says.
+            if not self.settled and (not self.parked or self.server.unpark(self.call, self.parked)):
                 self.call.withdraw()
 
     async def _watch(self, scope: trio.CancelScope) -> None:
@@ -309,7 +327,7 @@ class _Round:
             elif call.asks:
                 asked = self.server.park(call)
                 if asked is not None:
-                    self.parked = True
+                    self.parked = call.rounds
                     await self._end(200, jsonrpc.result(self.ident, asked))
                     return
                 call.refuse("the client cannot be asked any more at the moment")
@@ -325,17 +343,31 @@ class _Round:
         await self.exchange.write(chunk)
 
     async def _end(self, status: int, response: bytes) -> None:
-        self.settled = True
         if self.exchange.started:
-            await self.exchange.write(sse.encode(response))
-            await self.exchange.finish()
+            response = sse.encode(response)
         else:
-            await self.exchange.respond(status, response, (JSON,))
+            length = (b"content-length", b"%d" % len(response))
+            await self.exchange.start(status, (JSON, length))
+        # The end goes by itself: servers report it as a disconnect, too, so only what is
+        # reported before it tells that the agent has left.
+        began = trio.current_time()
+        await self.exchange.write(response)
+        await trio.lowlevel.checkpoint_if_cancelled()  # servers may not let a write be cancelled
+        if trio.current_time() - began > _STUCK_SECONDS:
+            # Writing to somebody who has left fails in silence; `_watch` is about to hear of it.
+            for _ in range(_STEPS):
+                await trio.lowlevel.checkpoint()
+        self.settled = True
+        await self.exchange.finish()
 
 
 def _client_name(info: bytes) -> str:
     name = raw.text((raw.fields(info) or {}).get("name"))
     return (name or "")[:_CLIENT_NAME]
+
+
+def _status(error: AgentError) -> int:
+    return _STATUS.get(error.code, 200) if error.status == 200 else error.status
 
 
 def _missing(capability: str) -> bytes:

@@ -126,7 +126,8 @@ async def answer(
 
     Plain JSON if that takes less than fifteen seconds and nothing has to be said before; else an
     event stream, with comments until the answer is there. The agent's leaving does not stop the
-    work. If it knows an event of the stream it may come back, and the answer is kept for that.
+    work. If it knows an event of the stream it may come back, and the answer is kept for that, also
+    after it was written: the connection may break before the agent has read it.
 
     Args:
         exchange: the request, its body read.

@@ -35,6 +35,7 @@ _LISTS: Final[Mapping[str, tuple[str, str]]] = {
 }
 _RESOURCES: Final = "resourceSubscriptions"
 _QUEUE_LIMIT: Final = 256
+_QUEUE_BYTES: Final = 4 << 20
 _MOST_STREAMS: Final = 16
 _MOST_RESOURCES: Final = 256
 _PATIENCE_SECONDS: Final = 10.0
@@ -76,7 +77,9 @@ def read_filter(params: bytes) -> Filter:
 
 @define(eq=False)
 class Subscription:
-    """One open stream; when its reader is slow, the oldest notification is dropped.
+    """One open stream; when its reader is slow, the oldest notifications are dropped.
+
+    256 of them wait at most, and no more than 4 MiB unless a single one is larger.
 
     Attributes:
         ident: the id of the request that opened it, as JSON.
@@ -93,6 +96,7 @@ class Subscription:
     uris: set[str] = field(factory=set)
     closed: bool = False
     _queue: deque[tuple[tuple[str, str], bytes]] = field(factory=deque)
+    _held: int = 0
     _wake: trio.Event = field(factory=trio.Event)
 
     def notify(self, server: str, method: str, params: bytes) -> None:
@@ -122,7 +126,7 @@ class Subscription:
                 return None
             self._wake = trio.Event()
             await self._wake.wait()
-        return self._queue.popleft()[1]
+        return self._next()
 
     def message(self, method: str, params: bytes) -> bytes:
         """A notification of this stream, as a message."""
@@ -141,11 +145,19 @@ class Subscription:
             message = self.message(method, params)
         except jsonrpc.MalformedError:
             return  # params that are no object: no notification that MCP knows
-        if len(self._queue) >= _QUEUE_LIMIT:
-            self._queue.popleft()
+        while self._queue and (
+            len(self._queue) >= _QUEUE_LIMIT or self._held + len(message) > _QUEUE_BYTES
+        ):
+            self._next()
             self.metrics.notifications_dropped.inc()
         self._queue.append((key, message))
+        self._held += len(message)
         self._wake.set()
+
+    def _next(self) -> bytes:
+        message = self._queue.popleft()[1]
+        self._held -= len(message)
+        return message
 
 
 class Subscriptions:
@@ -162,6 +174,11 @@ class Subscriptions:
         self._metrics = metrics
         self._server_info = server_info
         self._watched: Counter[tuple[str, str, str]] = Counter()
+        self._closed = False
+
+    def close(self) -> None:
+        """Ends each stream that opens from now on as soon as it is acknowledged."""
+        self._closed = True
 
     async def serve(
         self,
@@ -193,6 +210,10 @@ class Subscriptions:
         uris = wanted.uris if capabilities.has(offered, "resources", "subscribe") else ()
         methods = frozenset(lists.values())
         stream = Subscription(ident, who.endpoint, view_of(who.endpoint), self._metrics, methods)
+        if self._closed or identity.ended:
+            # It came while the others were ended, too late to be among them.
+            stream.close()
+            uris = ()
         identity.ears.append(stream)
         for old in identity.ears[:-_MOST_STREAMS]:
             old.close()

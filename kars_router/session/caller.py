@@ -97,10 +97,13 @@ class AgentPort(Protocol):
     Attributes:
         capabilities: the capabilities that it declared, as a JSON object.
         log_level: the least important log messages that it wants; "" if it never said.
+        has_sessions: whether it is of the era that has sessions, so that a server which speaks
+            both is best spoken to in that one.
     """
 
     capabilities: bytes
     log_level: str
+    has_sessions: bool
 
     def notify(self, server: str, method: str, params: bytes) -> None:
         """Passes on a notification that belongs to no request; never waits.

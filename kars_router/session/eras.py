@@ -175,6 +175,13 @@ def speaks_stateless(failure: Failure) -> bool:
     return asked or refuses_handshake(failure)
 
 
+def refuses_sessions(failure: Failure) -> bool:
+    """Whether `initialize` failed because the server knows no sessions, and not for the moment."""
+    if failure.status in _NO_EVIDENCE:
+        return False
+    return failure.status in _CLIENT_ERRORS or failure.rpc_code is not None
+
+
 def refuses_handshake(failure: Failure) -> bool:
     """Whether a message of the handshake era was refused as a server of the other one would."""
     return failure.status in _CLIENT_ERRORS and failure.rpc_code in _STATELESS_ERRORS

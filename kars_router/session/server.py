@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    suppress,
+)
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -19,12 +24,12 @@ from kars_router.config.globs import matches_any
 from kars_router.config.schema import Era, Server, SessionScope, Transport
 from kars_router.errors import HandshakeError
 from kars_router.hookspecs import Credentials
-from kars_router.model import Failure, Phase, ServerInfo
+from kars_router.model import Failure, LossVerdict, Phase, ServerInfo
 from kars_router.plugins import Plugins
 from kars_router.session.base import Session
 from kars_router.session.caller import AgentPort, Caller
 from kars_router.session.catalogue import Catalogue
-from kars_router.session.eras import Order, Verdict, open_by_era
+from kars_router.session.eras import Order, Verdict, open_by_era, refuses_sessions
 from kars_router.session.keeper import Keeper
 from kars_router.session.listener import ListenState
 from kars_router.session.options import SessionOptions
@@ -134,6 +139,7 @@ class ServerRuntime:
             changed=partial(around.changed, name),
             before=replaces.keeper if replaces else None,
         )
+        self._sessions_refused = False
         self._verdict = Verdict(None if settings.era is Era.AUTO else settings.era)
         self._nursery: trio.Nursery | None = None
         self._scope = trio.CancelScope()
@@ -173,6 +179,25 @@ class ServerRuntime:
     def shared(self) -> bool:
         """Whether all agents share one session."""
         return self.settings.session_scope is SessionScope.SHARED or self.keeper.stateful is False
+
+    def shares(self, agent: str) -> bool:
+        """Whether an agent uses the session that all share."""
+        return self.shared and not self._mirrors(agent)
+
+    def _mirrors(self, agent: str) -> bool:
+        """Whether an agent has sessions of its own at a server that also does without them.
+
+        A server of both eras keeps something for its clients in one of them only.
+        """
+        port = self._around.ports.get(agent)
+        return (
+            port is not None
+            and port.has_sessions
+            and self.keeper.stateful is False
+            and self.settings.era is Era.AUTO
+            and self.settings.session_scope is not SessionScope.SHARED
+            and not self._sessions_refused
+        )
 
     def admits_resource(self, uri: str) -> bool:
         """Whether agents may list and read a resource."""
@@ -227,9 +252,13 @@ class ServerRuntime:
             if own is not None and agent not in self.slots:
                 session = await own.acquire()
                 self.keeper.stateful = session.stateful
+        if self._mirrors(agent) and agent not in self.slots and self._nursery is not None:
+            with suppress(HandshakeError):  # who needs the session is told what is wrong with it
+                await self._new_slot(agent, self._nursery).acquire()
         if present and agent not in self._around.ports:
-            return None  # it ended meanwhile, and what it had is being deleted
-        key = "" if self.shared else agent
+            self.end_agent(agent, "the agent has left")
+            return None  # what it had is being deleted
+        key = "" if self.shares(agent) else agent
         slot = self.slots.get(key)
         if slot is None and self._nursery is not None:
             slot = self._new_slot(key, self._nursery)
@@ -246,7 +275,7 @@ class ServerRuntime:
 
     def existing_slot(self, agent: str) -> Slot | None:
         """The slot whose sessions serve an agent, if there is one already."""
-        return self.slots.get("" if self.shared else agent)
+        return self.slots.get("" if self.shares(agent) else agent)
 
     async def reading_session(self, agent: str) -> Session:
         """A session to read lists with: the agent's, if it has one, else the router's own.
@@ -279,7 +308,7 @@ class ServerRuntime:
         records = self._around.records
         before = (
             records.latest(self.name)
-            if self.shared or not key
+            if not key or self.shares(key)
             else (records.used(key, self.name) or 0)
         )
         slot = Slot(
@@ -329,9 +358,9 @@ class ServerRuntime:
             )
 
         order = _ORDERS.get(transport_of(self.settings), Order.STATELESS_FIRST)
-        async with open_by_era(
-            self._verdict, handshake=handshake, stateless=stateless, order=order
-        ) as session:
+        by_era = open_by_era(self._verdict, handshake=handshake, stateless=stateless, order=order)
+        opened = self._mirrored(handshake) if agent and self._mirrors(agent) else by_era
+        async with opened as session:
             if not agent:
                 self._regroup(slot, session)
             slot.log_level = slot.log_level or (port.log_level if port else "")
@@ -341,9 +370,23 @@ class ServerRuntime:
                     self._notified(agent, UPDATED, jsonrpc.encode({"uri": uri}))
             yield session
 
+    @asynccontextmanager
+    async def _mirrored(
+        self, handshake: Callable[[], AbstractAsyncContextManager[Session]]
+    ) -> AsyncIterator[Session]:
+        async with AsyncExitStack() as stack:
+            try:
+                session = await stack.enter_async_context(handshake())
+            except HandshakeError as error:
+                if refuses_sessions(error.failure):
+                    self._sessions_refused = True
+                    self._gather()
+                raise
+            yield session
+
     def _regroup(self, shared: Slot, session: Session) -> None:
         """Moves what agents watch to where their sessions are, now that the era is known."""
-        self.keeper.stateful = session.stateful
+        before, self.keeper.stateful = self.keeper.stateful, session.stateful
         if self._nursery is None or self.settings.session_scope is SessionScope.SHARED:
             return
         if session.stateful:
@@ -352,11 +395,28 @@ class ServerRuntime:
                 shared.watchers.remove(agent, uri)
                 own.watchers.add(agent, uri)
             return
-        for key in [key for key in self.slots if key]:
+        if before:
+            # What the server refuses of the router's it does not know of others' any more.
+            verdict = LossVerdict(True, "the server speaks another revision now", "server")
+            for own in self.slots.values():
+                if own.agent and own.session is not None:
+                    own.session.lose(verdict)
+        # Whoever has sessions tries to get one here, too.
+        self._sessions_refused = False
+        self._gather()
+
+    def _gather(self) -> None:
+        """Ends sessions that a server does not have, and moves what they watched."""
+        shared, nursery = self.slots.get(""), self._nursery
+        if shared is None or nursery is None:
+            return
+        for key in [key for key in self.slots if key and self.shares(key)]:
             own = self.slots.pop(key)
             for agent, uri in own.watchers.pairs:
                 shared.watchers.add(agent, uri)
-            self._nursery.start_soon(own.close, "the server has no sessions any more")
+            nursery.start_soon(own.close, "the server has no sessions")
+        if shared.session is not None:
+            shared.session.restore(shared.watchers.uris, shared.log_level)
 
     def _connect(self, deliver: Deliver) -> Connection:
         return self._connector.connect(deliver, self._credentials)

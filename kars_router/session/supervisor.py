@@ -232,13 +232,13 @@ class Supervisor:
         for runtime in self.servers.values():
             slot = runtime.existing_slot(agent)
             if slot is not None:
-                concerned = list(self._ports) if runtime.shared else [agent]
+                concerned = list(self._ports) if runtime.shares(agent) else [agent]
                 slot.set_level(levels.most_verbose([self._level(a) for a in concerned]))
 
     def roots_changed(self, agent: str) -> None:
         """Tells the servers of an agent's own sessions that its roots have changed."""
         for runtime in self.servers.values():
-            slot = None if runtime.shared else runtime.existing_slot(agent)
+            slot = None if runtime.shares(agent) else runtime.existing_slot(agent)
             if slot is not None and slot.session is not None:
                 slot.session.roots_changed()
 

@@ -384,7 +384,7 @@ async def open_cell(
 
     Args:
         agent: `handshake` or `stateless`.
-        server: `hand` or `free`.
+        server: `hand`, `free`, or `both` at one address.
         prefixed: whether the agent speaks to the endpoint of all servers.
         capabilities: what it declares.
         config: further keys of the configuration.
@@ -402,7 +402,13 @@ async def open_cell(
     ):
         _prepare_hand(hand)
         _prepare_free(free)
-        apps = {"hand": hand.app, "free": free.app}
+        free.add_tool("increment", free.tools["fail"][2])  # it knows no one to count for
+
+        async def both(scope: Any, receive: Any, send: Any) -> None:
+            version = dict(scope["headers"]).get(b"mcp-protocol-version")
+            await (free if version == STATELESS.encode() else hand).app(scope, receive, send)
+
+        apps = {"hand": hand.app, "free": free.app, "both": both}
         servers = {name: {"url": f"http://{name}.test/mcp", "allowedTools": ["*"]} for name in apps}
         whole = evolve(build({"servers": servers, **config}), admin=None, state=None)
         async with open_router(

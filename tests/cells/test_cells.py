@@ -300,4 +300,21 @@ async def test_a_stateless_server_has_nothing_to_lose(
         cell.free.drop_listens(cut=True)
         await trio.sleep(60)
         assert text_of(await cell.call("counter")) == "counter: 2"
-        assert [r.method for r in cell.free.log if r.method == "initialize"] == []
+        # An agent that has sessions would have one here, too; the server is asked for it once.
+        asked = [r.method for r in cell.free.log if r.method == "initialize"]
+        assert len(asked) == (agent == "handshake")
+
+
+async def test_a_server_of_both_eras_is_spoken_to_in_the_agents_own(
+    autojump_clock: MockClock,
+) -> None:
+    """It keeps something for its clients in one of the two only."""
+    async with open_cell("handshake", "both") as cell:
+        assert text_of(await cell.call("increment")) == "counter: 1"
+        assert text_of(await cell.call("increment")) == "counter: 2"
+        other = cell.connect("stateless")
+        await other.start({})
+        echo = {"name": "echo", "arguments": {}}
+        result = await other.request("tools/call", echo)
+        got = result["_meta"]["kars.test/params"]["_meta"]
+        assert got["io.modelcontextprotocol/protocolVersion"] == "2026-07-28"

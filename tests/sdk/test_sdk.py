@@ -54,6 +54,8 @@ STATE = {
     "ts2": ("no session", "no session"),
     "everything": ("Started", "Stopped"),
 }
+# Those that ask for the newest revision, and get it from whoever has it.
+NEWEST_FIRST = ("python-2", "typescript-2-auto")
 # Every agent with one server, and one agent with every server.
 PAIRS = [
     *((agent, "py1") for agent in AGENTS),
@@ -191,6 +193,7 @@ def converse(sdks: Sdks, agent: str, way: Way, upstream: Upstream, idle: float =
         "state": prefix + upstream.state,
         "fail": prefix + upstream.fail,
         "idle": idle,
+        "agent": f"{agent} at {way.url(upstream)}",
     }
     language, _, release = agent.partition("-")
     if language == "python":
@@ -272,7 +275,11 @@ def test_control_they_understand_each_other(direct: Meetings, agent: str, server
 def test_the_router_makes_no_difference(
     routed: Meetings, direct: Meetings, agent: str, server: str
 ) -> None:
-    assert routed[agent, server].result() == direct[agent, server].result()
+    expected = direct[agent, server].result()
+    if agent in NEWEST_FIRST:
+        # The router has what it asks for, whatever the server speaks.
+        expected = evolve(expected, protocol="2026-07-28")
+    assert routed[agent, server].result() == expected
 
 
 def test_sessions_at_the_server_end_with_the_agent_and_with_the_router(

@@ -80,7 +80,8 @@ async def _statuses(bench: Bench, session: str | None, body: list[bytes]) -> lis
     statuses: list[int] = []
     headers = {"host": "localhost", "accept": BOTH, "content-type": "application/json"}
     if session is not None:
-        headers["mcp-session-id"] = session
+        # Without a revision the body would have to be read: it may name one that has no sessions.
+        headers |= {"mcp-session-id": session, "mcp-protocol-version": "2025-11-25"}
 
     async def receive() -> dict[str, Any]:
         if not parts:

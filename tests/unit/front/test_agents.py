@@ -19,6 +19,16 @@ class Wall:
     now: float = 1000.0
     ended: dict[str, str] = field(factory=dict)
     metrics: Metrics = field(factory=Metrics)
+    others: int = 0
+    leaving: int = 0
+
+    def send_away(self) -> bool:
+        """Ends one of the others, if one is leaving."""
+        if not self.leaving:
+            return False
+        self.leaving -= 1
+        self.others -= 1
+        return True
 
     def registry(self, **options: float) -> AgentRegistry:
         return AgentRegistry(
@@ -29,6 +39,8 @@ class Wall:
             lifetime=options.get("lifetime", 1000.0),
             has_ended=self.ended.__contains__,
             on_end=self.ended.__setitem__,
+            others=lambda: self.others,
+            others_make_room=self.send_away,
             clock=lambda: self.now,
         )
 
@@ -119,6 +131,41 @@ async def test_the_limit_holds_for_new_and_for_rebuilt_ones(autojump_clock: Mock
     with pytest.raises(TooManySessionsError):
         registry.find(old_id, "")
     assert len(registry) == 1
+
+
+async def test_other_agents_count_towards_the_limit(autojump_clock: MockClock) -> None:
+    wall = Wall(others=2)
+    old_id, _ = Wall().registry().create("2025-06-18", "", "")
+    registry = wall.registry(limit=3)
+    registry.create("2025-06-18", "", "")
+    with pytest.raises(TooManySessionsError):
+        registry.create("2025-06-18", "", "")
+    with pytest.raises(TooManySessionsError):
+        registry.find(old_id, "")
+    wall.leaving = 1
+    registry.create("2025-06-18", "", "")
+    assert (len(registry), wall.others) == (2, 1)
+    with pytest.raises(TooManySessionsError):
+        registry.create("2025-06-18", "", "")
+    wall.others = 0
+    registry.create("2025-06-18", "", "")
+
+
+async def test_room_is_made_by_the_end_of_the_oldest_abandoned_session(
+    autojump_clock: MockClock,
+) -> None:
+    wall = Wall(leaving=9)
+    registry = wall.registry(limit=9)
+    sessions = [registry.create("2025-06-18", "", "")[1] for _ in range(5)]
+    busy, called, listens, first, second = sessions
+    busy.in_flight, called.called = 1, True
+    listens.listen("")
+    assert not registry.make_room()
+    await trio.sleep(60)
+    first.touched -= 1
+    assert [registry.make_room() for _ in range(3)] == [True, True, False]
+    assert list(wall.ended) == [first.agent, second.agent]
+    assert (registry.all(), wall.leaving) == ([busy, called, listens], 9)
 
 
 async def test_a_long_name_of_a_client_is_cut(autojump_clock: MockClock) -> None:

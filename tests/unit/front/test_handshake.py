@@ -299,6 +299,7 @@ async def test_long_capabilities_are_kept_short(autojump_clock: MockClock) -> No
                 {"elicitation": {"form": {}, "url": {}}},
             ),
             ({"sampling": "y" * 5000}, {"sampling": {}}),
+            ({"x": "y" * 5000, "sampling": {"z": {}}}, {"sampling": {"z": {}}}),
         ):
             agent = await kit.connect(capabilities=declared)
             ticket = sealer.open(agent.ident)

@@ -9,7 +9,7 @@ from unit.front.stateless_kit import Rig, fixed, open_rig
 
 from kars_router.errors import AgentError
 from kars_router.front.callers import AgentCaller, Requester
-from kars_router.front.identity import Identity, identity_of
+from kars_router.front.identity import Identities, Identity, identity_of
 from kars_router.front.operations import Answer
 from kars_router.wire import jsonrpc
 
@@ -88,8 +88,30 @@ def test_what_is_declared_does_not_grow_without_end() -> None:
     one = Identity("a", 0.0, 0.0)
     for number in range(2000):
         one.declare(jsonrpc.encode({f"capability-{number}": {}}))
+        assert len(one.capabilities) <= 16 * 1024
     one.declare(jsonrpc.encode({"x": "y" * 100_000}))
-    assert 10_000 < len(one.capabilities) <= 16 * 1024
+    assert len(one.capabilities) <= 16 * 1024
+
+
+@pytest.mark.parametrize("size", [1000, 16_300, 100_000])
+def test_too_much_of_it_does_not_hide_what_a_server_can_use(size: int) -> None:
+    junk = {"experimental": {"x": "y" * size}}
+    useful: dict[str, Any] = {
+        "sampling": {"tools": {}},
+        "elicitation": {"form": {}, "url": {}},
+        "roots": {},
+    }
+    for rounds in (
+        (junk, useful),
+        (useful, junk),
+        ({**junk, **useful}, junk),
+        (junk, junk, useful),
+    ):
+        one = Identity("a", 0.0, 0.0)
+        for declared in rounds:
+            one.declare(jsonrpc.encode(declared))
+        found = jsonrpc.decode(one.capabilities)
+        assert {name: found[name] for name in useful} == useful
 
 
 async def test_an_agent_is_joined_once_and_known_by_all_its_requests(
@@ -217,3 +239,33 @@ async def test_a_request_of_an_agent_that_is_gone_does_not_leave(
         await rig.call()
         assert began == [False]
         assert len(rig.identities) == 0
+
+
+async def test_room_is_asked_for_elsewhere_last(autojump_clock: MockClock) -> None:
+    others, asked = 1, 0
+
+    def make_room() -> bool:
+        nonlocal others, asked
+        asked += 1
+        others, before = 0, others
+        return before > 0
+
+    identities = Identities(
+        lambda *_: None,
+        lambda *_: None,
+        limit=2,
+        idle=3600.0,
+        lifetime=3600.0,
+        others=lambda: others,
+        make_room_elsewhere=make_room,
+    )
+    identities.find("one", b"{}")
+    assert asked == 0
+    await trio.sleep(61)
+    identities.find("two", b"{}").use()  # in the place of the first one
+    assert (asked, [identity.agent for identity in identities.all()]) == (0, ["two"])
+    identities.find("three", b"{}").use()
+    assert asked == 1
+    with pytest.raises(AgentError, match="the limit"):
+        identities.find("four", b"{}")
+    assert (asked, len(identities)) == (2, 2)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import trio
+from agent_kit import BASE
 from trio.testing import MockClock
-from unit.front.stateless_kit import KEY, PREFIX, Rig, fixed, open_rig
+from unit.front.stateless_kit import KEY, PREFIX, Rig, ScriptedOperations, fixed, open_rig
 
 from kars_router.front.callers import AgentCaller, Requester
 from kars_router.front.operations import Answer
@@ -173,16 +174,19 @@ async def test_a_server_that_cannot_do_without_is_said_to_need_it(
     async def insists(_: Requester, params: Any, caller: AgentCaller) -> Answer:
         if params["name"] == "asks":
             await caller.ask(ASK, b'{"mode":"url"}')
+        elif params["name"] == "never offered":
+            caller.lacks("elicitation.url")
         return Answer(error=jsonrpc.error_object(code, "the client does not offer it"))
 
     async with open_rig() as rig:
         rig.operations.handlers["tools/call"] = insists
         declared: dict[str, Any] = {"elicitation": {"form": {}}}
-        response = await rig.post("tools/call", {"name": "asks"}, capabilities=declared)
-        error = response.json()["error"]
-        assert (response.status_code, error["code"]) == (status, told)
-        if told == -32021:
-            assert error["data"] == {"requiredCapabilities": {"elicitation": {"url": {}}}}
+        for name in ("asks", "never offered"):
+            response = await rig.post("tools/call", {"name": name}, capabilities=declared)
+            error = response.json()["error"]
+            assert (response.status_code, error["code"]) == (status, told)
+            if told == -32021:
+                assert error["data"] == {"requiredCapabilities": {"elicitation": {"url": {}}}}
         # Without a question the error is about something else.
         response = await rig.post("tools/call", {"name": "n"}, capabilities=declared)
         assert response.json()["error"]["code"] == code
@@ -519,6 +523,100 @@ async def test_a_first_request_may_carry_what_a_retry_carries(autojump_clock: Mo
         stray = {"inputResponses": {"a": {}}, "requestState": "somebody's"}
         result = await ask_once(rig, params=stray)
         assert (await rig.call("n", again(result), capabilities=ALL))["replies"]
+
+
+@pytest.mark.parametrize("value", [b"1e400", b"9" * 5000, b"[" * 940 + b"]" * 940])
+async def test_arguments_that_no_type_holds_park_and_come_back(
+    autojump_clock: MockClock, value: bytes
+) -> None:
+    class Unread(ScriptedOperations):
+        async def perform(
+            self, who: Requester, method: str, params: bytes, caller: AgentCaller
+        ) -> Answer:
+            return await asks_once(who, None, caller)
+
+    def with_value(request: dict[str, Any], written: bytes) -> dict[str, Any]:
+        return {**request, "content": request["content"].replace(b'"mark"', written)}
+
+    async with open_rig() as rig:
+        rig.server._operations = Unread()
+        params = {"name": "n", "arguments": {"n": "mark"}}
+        request = rig.build("tools/call", params, capabilities=ALL)
+        response = await rig.client.post(f"{BASE}/mcp", **with_value(request, value))
+        result = response.json()["result"]
+        assert result["resultType"] == "input_required"
+        retry = rig.build("tools/call", {**params, **again(result)}, capabilities=ALL)
+        response = await rig.client.post(f"{BASE}/mcp", **with_value(retry, b"0"))
+        assert response.json()["error"]["code"] == jsonrpc.INVALID_PARAMS
+        response = await rig.client.post(f"{BASE}/mcp", **with_value(retry, value))
+        assert response.json()["result"]["replies"]
+        assert (len(rig.lot), rig.operations.unsent) == (0, 0)
+
+
+@pytest.mark.parametrize("depth", [*range(300, 940, 80), *range(940, 1000, 4)])
+async def test_nesting_of_any_depth_parks_or_is_refused(
+    autojump_clock: MockClock, depth: int
+) -> None:
+    async with open_rig() as rig:
+        rig.operations.handlers["tools/call"] = asks_once
+        request = rig.build("tools/call", {"name": "n", "arguments": "mark"}, capabilities=ALL)
+        deep = b'{"a":' + b"[" * depth + b"]" * depth + b"}"
+        request["content"] = request["content"].replace(b'"mark"', deep)
+        response = await rig.client.post(f"{BASE}/mcp", **request)
+        assert response.json()["jsonrpc"] == "2.0"
+        parked = response.status_code == 200 and "requestState" in response.json()["result"]
+        assert len(rig.lot) == parked
+        await rig.settled()
+        assert rig.operations.unsent == 0
+
+
+async def test_a_parked_call_holds_a_bounded_amount(autojump_clock: MockClock) -> None:
+    callers: list[AgentCaller] = []
+
+    async def chatters(_: Requester, __: Any, caller: AgentCaller) -> Answer:
+        callers.append(caller)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(caller.ask, "roots/list", b"")
+            await trio.sleep(1)
+            for number in range(200):
+                written = b'{"level":"info","data":"%d %b"}' % (number, b"x" * 100_000)
+                caller.notify("notifications/message", written)
+                caller.notify("notifications/acme/x", written)
+        return Answer(result=b"{}")
+
+    async def told(**more: Any) -> list[Any]:
+        result = await rig.call("n", capabilities=ALL, **more)
+        await trio.sleep(5)
+        retry = {"name": "n", **again(result, {"roots": []})}
+        messages = await rig.stream_to_end("tools/call", retry, capabilities=ALL, **more)
+        assert "result" in messages[-1]
+        return [m for m in messages if "method" in m]
+
+    async with open_rig() as rig:
+        rig.operations.handlers["tools/call"] = chatters
+        silent = await told()
+        # Log messages that nobody wants take no room from the others.
+        assert {m["method"] for m in silent} == {"notifications/acme/x"}
+        assert len(silent) == (4 << 20) // 100_030
+        assert silent[-1]["params"]["data"].startswith("199 ")
+        assert rig.metrics.notifications_dropped._value.get() == 200 - len(silent)
+        both = await told(extra={f"{PREFIX}logLevel": "debug"})
+        assert len(both) == len(silent)
+        assert len({m["method"] for m in both}) == 2
+
+
+async def test_one_notification_may_be_larger_than_all_that_wait(
+    autojump_clock: MockClock,
+) -> None:
+    async def says(_: Requester, __: Any, caller: AgentCaller) -> Answer:
+        caller.notify("notifications/acme/x", b'{"n":1}')
+        caller.notify("notifications/acme/x", b'{"n":2,"x":"%b"}' % (b"x" * (5 << 20)))
+        return Answer(result=b"{}")
+
+    async with open_rig() as rig:
+        rig.operations.handlers["tools/call"] = says
+        messages = await rig.stream_to_end("tools/call", {"name": "n"})
+        assert [m["params"]["n"] for m in messages[:-1]] == [2]
 
 
 async def test_without_a_task_to_hold_calls_none_is_made(autojump_clock: MockClock) -> None:

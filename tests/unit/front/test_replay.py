@@ -234,6 +234,84 @@ async def test_a_flood_takes_no_place_from_what_somebody_waits_for(
     assert counted.lost == ["answer", *(f"{n}" for n in range(88))]
 
 
+async def test_what_was_written_to_the_end_is_kept_and_missed_no_more(
+    autojump_clock: MockClock,
+) -> None:
+    counted = Counted()
+    stream, reader = opened(counted.log)
+    counted.put(stream, "question")
+    stream.put(b"1")
+    counted.put(stream, "answer", b"2")
+    stream.end()
+    assert len(taken(stream, reader)) == 3
+    stream.complete()
+    stream.detach(reader)
+    # A question cannot be answered after the request that it belongs to.
+    assert (counted.lost, len(counted.log)) == (["question"], 2)
+    again = stream.attach(0)
+    assert taken(stream, again) == [b"1", b"2"]
+    stream.complete()
+    stream.detach(again)
+    assert counted.log.find(stream.ident(2)) == (stream, 2)
+    assert counted.log.find(stream.ident(3)) is None
+    assert (stream.closed, len(counted.log)) == (True, 0)
+    assert (counted.lost, counted.counts()) == (["question"], (0, 0))
+
+
+async def test_large_answers_that_were_written_make_room_for_what_was_not(
+    autojump_clock: MockClock,
+) -> None:
+    counted = Counted()
+    counted.log.waiting.put(b"waits")
+    streams = []
+    for size in (1, 3, 1, 5):
+        stream, reader = opened(counted.log)
+        counted.put(stream, "answer", b"x" * (size * MIB - MIB // 4))
+        stream.end()
+        taken(stream, reader)
+        stream.complete()
+        stream.detach(reader)
+        streams.append(stream)
+        if size == 3:
+            assert [one.closed for one in streams] == [False, False]
+    # The last one alone is too much.
+    assert [one.closed for one in streams] == [True] * 4
+    assert len(counted.log) == 1
+    assert (counted.lost, counted.counts()) == ([], (0, 4))
+
+
+async def test_a_small_answer_that_was_written_outlives_older_notifications(
+    autojump_clock: MockClock,
+) -> None:
+    counted = Counted()
+    for number in range(512):
+        counted.log.waiting.put(b"%d" % number)
+    stream, reader = opened(counted.log)
+    counted.put(stream, "answer")
+    stream.end()
+    taken(stream, reader)
+    stream.complete()
+    stream.detach(reader)
+    assert (stream.closed, len(counted.log), counted.counts()) == (False, 512, (1, 0))
+
+
+async def test_of_many_answers_that_were_written_the_oldest_are_given_up(
+    autojump_clock: MockClock,
+) -> None:
+    counted = Counted()
+    streams = []
+    for _ in range(520):
+        stream, reader = opened(counted.log)
+        counted.put(stream, "answer")
+        stream.end()
+        taken(stream, reader)
+        stream.complete()
+        stream.detach(reader)
+        streams.append(stream)
+    assert [one.closed for one in streams] == [True] * 8 + [False] * 512
+    assert counted.lost == []
+
+
 async def test_what_was_read_is_forgotten_after_a_while(autojump_clock: MockClock) -> None:
     counted = Counted()
     stream, reader = opened(counted.log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -133,10 +134,66 @@ async def test_an_answer_waits_for_its_agent(autojump_clock: MockClock) -> None:
         async with agent.listen(last) as again:
             await again.end()
             assert result_of(again) == {"steps": 3}
-        # It has reached the agent, so that it is kept no longer.
-        assert len(agent.session.log) == 0
+        # It was written, which the agent need not have got: nothing is taken back, all is kept.
+        assert len(agent.session.log) == 4
         await trio.sleep(1000)
+        assert (undone, len(agent.session.log)) == ([], 0)
+        assert kit.sample("kars_agent_replays_dropped_total") == 0
+
+
+@pytest.mark.parametrize("revision", ["2025-03-26", "2025-11-25"])
+async def test_an_answer_that_was_written_but_not_received_is_written_again(
+    autojump_clock: MockClock, revision: str
+) -> None:
+    async with open_kit() as kit:
+        agent = await kit.connect(revision)
+        undone: list[int] = []
+        steps(kit, 1, undone)
+        async with agent.call() as listening:
+            await listening.end()
+        first, last = listening.ids[-2:]
+        for _ in range(2):  # the second connection breaks as well
+            async with agent.listen(first) as again:
+                await again.end()
+                assert again.messages == listening.messages[-1:]
+                assert result_of(again) == {"steps": 1}
+        assert len(agent.session.log) == 2
+        # Who names the last event has got the answer, so that it is kept no longer.
+        async with agent.listen(last) as standing:
+            await settle()
+            assert (standing.messages, standing.ended.is_set()) == ([], False)
+            assert len(agent.session.log) == 0
         assert undone == []
+
+
+async def test_an_answer_that_was_written_is_kept_for_five_minutes(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_kit() as kit:
+        agent = await kit.connect()
+        steps(kit, 1)
+        async with agent.call() as listening:
+            await listening.end()
+        await trio.sleep(295)
+        assert agent.session.log.find(listening.ids[0]) is not None
+        await trio.sleep(30)
+        assert agent.session.log.find(listening.ids[0]) is None
+
+
+async def test_whoever_has_got_an_answer_begins_no_stream_while_the_router_stops(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_kit() as kit:
+        agent = await kit.connect()
+        steps(kit, 1)
+        async with agent.call() as listening:
+            await listening.end()
+        await kit.legacy.drain()
+        async with agent.listen(listening.ids[0]) as again:
+            await again.end()
+            assert result_of(again) == {"steps": 1}
+        refused = await kit.get(agent.ident, headers={"last-event-id": listening.ids[-1]})
+        assert refused.status_code == 503
 
 
 async def test_an_answer_that_nobody_fetches_is_taken_back_after_five_minutes(
@@ -343,6 +400,90 @@ async def test_a_get_stream_is_continued(autojump_clock: MockClock) -> None:
                 log(5)
                 await settle()
                 assert (data(second), data(third)) == ([1, 2, 3, 4], [5])
+
+
+@pytest.mark.parametrize(("got", "missed"), [(1, [2]), (2, [])])
+async def test_a_get_stream_that_the_router_had_ended_is_continued(
+    autojump_clock: MockClock, got: int, missed: list[int]
+) -> None:
+    async with open_kit() as kit, AsyncExitStack() as stack:
+        agent = await kit.connect()
+
+        def log(number: int) -> None:
+            agent.port.notify(
+                "box", "notifications/message", b'{"level":"info","data":%d}' % number
+            )
+
+        first = await stack.enter_async_context(agent.listen())
+        log(1)
+        log(2)
+        await settle()
+        for _ in range(4):
+            await stack.enter_async_context(agent.listen())
+        await first.end()
+        async with agent.listen(first.ids[got]) as again:
+            log(3)
+            await settle()
+            assert [m["params"]["data"] for m in again.messages] == [*missed, 3]
+            assert not again.ended.is_set()
+
+
+async def test_what_a_get_stream_had_not_sent_goes_to_another_that_is_open(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_kit() as kit:
+        session = (await kit.connect()).session
+        (stays, reader), (leaves, gone) = session.listen(""), session.listen("")
+        session.notify(b"1", once=False)
+        session.leave(leaves, gone)
+        session.notify(b"2", once=False)
+        events = [stays.take(reader) for _ in range(3)]
+        assert [event and event.data for event in events] == [b"1", b"2", None]
+
+
+async def test_what_belongs_to_a_request_goes_to_no_get_stream(autojump_clock: MockClock) -> None:
+    async with open_kit() as kit:
+        session = (await kit.connect()).session
+        standing, listener = session.listen("")
+        stream = session.log.open()
+        event = stream.put(b"1")
+        _, reader = session.listen(stream.ident(0))
+        session.leave(stream, reader)
+        assert standing.take(listener) is None
+        assert stream.take(session.listen(stream.ident(0))[1]) is event
+
+
+async def test_a_get_stream_full_of_events_loses_its_reader(autojump_clock: MockClock) -> None:
+    async with open_kit() as kit, trio.open_nursery() as nursery:
+        agent = await kit.connect()
+        session = agent.session
+        stream, reader = session.listen("")
+        bystander = agent.port.bystander("box")
+        assert bystander is not None
+        nursery.start_soon(bystander.ask, ELICIT, QUESTION)
+        await settle()
+        for number in range(513):
+            session.notify(b"%d" % number, once=False)
+        # Now the question counts as well, which is one too many.
+        session.leave(stream, reader)
+        assert session.streams == []
+        stream, reader = session.listen("")
+        events = [stream.take(reader) for _ in range(512)]
+        assert [event and event.data for event in events[1:]] == [b"%d" % n for n in range(2, 513)]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_get_stream_goes_on_when_it_is_taken_over(autojump_clock: MockClock) -> None:
+    async with open_kit() as kit:
+        agent = await kit.connect()
+        async with agent.listen() as old:
+            agent.port.notify("box", CHANGED, b"")
+            await settle()
+            async with agent.listen(old.ids[-1]) as new:
+                await old.end()
+                agent.port.notify("box", CHANGED, b"")
+                await settle()
+                assert (len(old.messages), len(new.messages)) == (1, 1)
 
 
 @pytest.mark.parametrize("ident", ["x", "1", "00000000-1-1", "-", "é", " "])

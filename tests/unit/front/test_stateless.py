@@ -290,7 +290,7 @@ async def test_the_end_of_an_exchange_is_no_leaving(autojump_clock: MockClock, a
         return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
-        if message["type"] == "http.response.body":
+        if message["type"] == "http.response.body" and not message["more_body"]:
             over.set()
             await trio.testing.wait_all_tasks_blocked()
 
@@ -305,6 +305,111 @@ async def test_the_end_of_an_exchange_is_no_leaving(autojump_clock: MockClock, a
         assert not undone
         assert not callers[0].withdrawn
         assert len(rig.lot) == asks
+
+
+@pytest.mark.parametrize("heard", ["while it writes", "once it has"])
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("asks", [False, True])
+async def test_leaving_instead_of_reading_the_end_is_leaving(
+    autojump_clock: MockClock, asks: bool, streams: bool, heard: str
+) -> None:
+    """Servers report it while the write is stuck, or let the write end and report it then."""
+    undone: list[str] = []
+    callers: list[AgentCaller] = []
+    left, stuck, sent = trio.Event(), trio.Event(), trio.Event()
+    request: dict[str, Any] = {}
+
+    async def ends(_: Requester, __: Any, caller: AgentCaller) -> Answer:
+        callers.append(caller)
+        if streams:
+            caller.notify("notifications/acme/x", b"{}")
+            await trio.sleep(1)
+        if asks:
+            await caller.ask("roots/list", b"")
+        return Answer(result=b"{}", undo=(lambda: undone.append("told"),))
+
+    async def receive() -> dict[str, Any]:
+        if request:
+            return {"type": "http.request", "body": request.pop("body")}
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        await trio.lowlevel.checkpoint()
+        if b'"result"' in message.get("body", b""):
+            stuck.set()
+            with trio.CancelScope(shield=True):
+                await sent.wait()
+
+    async with open_rig() as rig, trio.open_nursery() as nursery:
+        rig.operations.handlers["tools/call"] = ends
+        built = rig.build("tools/call", {"name": "n"}, capabilities={"roots": {}})
+        request["body"] = built["content"]
+        pairs = [(k.encode(), v.encode()) for k, v in built["headers"].items()]
+        pairs.append((b"host", b"localhost"))
+        scope = {"type": "http", "method": "POST", "path": "/mcp", "headers": pairs}
+        nursery.start_soon(rig.app, scope, receive, send)
+        await stuck.wait()
+        await trio.sleep(5)
+        assert (undone, len(rig.lot)) == ([], asks)
+        left.set()
+        if heard == "while it writes":
+            await rig.settled()
+        sent.set()
+        await rig.settled()
+        assert callers[0].withdrawn
+        assert undone == ["told"]
+        assert (len(rig.lot), rig.operations.in_flight, rig.operations.unsent) == (0, 0, 0)
+
+
+async def test_a_call_that_was_taken_up_again_is_not_given_up(autojump_clock: MockClock) -> None:
+    """The state has arrived, even if the connection that it came on seems stuck, and breaks."""
+    callers: list[AgentCaller] = []
+    left, stuck = trio.Event(), trio.Event()
+    request: dict[str, Any] = {}
+    body = b""
+
+    async def asks(_: Requester, __: Any, caller: AgentCaller) -> Answer:
+        callers.append(caller)
+        for _round in range(2):
+            await caller.ask("roots/list", b"")
+        return Answer(result=b"{}")
+
+    async def receive() -> dict[str, Any]:
+        if request:
+            return {"type": "http.request", "body": request.pop("body")}
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        nonlocal body
+        await trio.lowlevel.checkpoint()
+        body += message.get("body", b"")
+        if body:
+            stuck.set()
+            await trio.sleep_forever()
+
+    async with open_rig() as rig, trio.open_nursery() as nursery:
+        rig.operations.handlers["tools/call"] = asks
+        declared: dict[str, Any] = {"capabilities": {"roots": {}}}
+        built = rig.build("tools/call", {"name": "n"}, **declared)
+        request["body"] = built["content"]
+        pairs = [(k.encode(), v.encode()) for k, v in built["headers"].items()]
+        pairs.append((b"host", b"localhost"))
+        scope = {"type": "http", "method": "POST", "path": "/mcp", "headers": pairs}
+        nursery.start_soon(rig.app, scope, receive, send)
+        await stuck.wait()
+        result = jsonrpc.decode(body)["result"]
+        for last in (False, True):
+            reply = {key: {"roots": list[str]()} for key in result["inputRequests"]}
+            retry = {"inputResponses": reply, "requestState": result["requestState"]}
+            result = await rig.call("n", retry, **declared)
+            if not last:
+                left.set()
+                await rig.settled()
+                assert len(rig.lot) == 1
+        assert result["resultType"] == "complete"
+        assert not callers[0].withdrawn
 
 
 async def test_answers_on_their_way_are_counted(autojump_clock: MockClock) -> None:

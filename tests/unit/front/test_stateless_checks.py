@@ -202,14 +202,14 @@ async def test_session_ids_and_event_ids_are_ignored(autojump_clock: MockClock) 
 async def test_with_a_session_only_a_known_revision_is_a_sign(
     autojump_clock: MockClock, method: str
 ) -> None:
-    """Else it is the other side's to say that it does not know the revision."""
+    """Else it is the other side's to say that it does not know the revision; it has no others."""
     async with open_rig() as rig:
         sent = {
             "accept": "application/json, text/event-stream",
             "content-type": "application/json",
             "mcp-session-id": "nobody's",
         }
-        theirs, ours = (404, 400) if method == "POST" else (ELSEWHERE, 405)
+        theirs, ours = (ELSEWHERE, 400) if method == "POST" else (405, 405)
         for revision, status in (("2026-06-18", theirs), (REVISION, ours)):
             sent["mcp-protocol-version"] = revision
             body = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
@@ -311,11 +311,14 @@ async def test_while_draining_nothing_new_is_begun(autojump_clock: MockClock) ->
         assert not rig.operations.performed
 
 
-async def test_errors_have_their_status(autojump_clock: MockClock) -> None:
+async def test_errors_of_servers_do_not_look_like_our_own(autojump_clock: MockClock) -> None:
+    """A 404 would say that there is no such method here, and others that the envelope is wrong."""
     async with open_rig() as rig:
         for code, status in (
-            (-32602, 400),
-            (-32601, 404),
+            (-32602, 200),
+            (-32601, 200),
+            (-32020, 200),
+            (-32022, 200),
             (-32021, 400),
             (-32603, 200),
             (-32002, 200),
@@ -326,3 +329,48 @@ async def test_errors_have_their_status(autojump_clock: MockClock) -> None:
             response = await rig.post("tools/call", {"name": "tool"})
             assert error_of(response) == (status, code)
             assert jsonrpc.encode(response.json()["error"]) == error
+
+
+@pytest.mark.parametrize("session", [None, "nobody's"])
+@pytest.mark.parametrize(
+    ("revision", "sent", "code"),
+    [
+        (REVISION, (), -32020),
+        (REVISION, (REVISION, REVISION), -32020),
+        ("2027-01-01", ("2027-01-01",), -32022),
+        ("2027-01-01", ("2027-01-01", REVISION), -32020),
+    ],
+)
+async def test_a_session_id_is_ignored_whatever_the_header_says(
+    autojump_clock: MockClock,
+    session: str | None,
+    revision: str,
+    sent: tuple[str, ...],
+    code: int,
+) -> None:
+    pairs = [("mcp-method", "tools/list"), *(("mcp-protocol-version", one) for one in sent)]
+    if session is not None:
+        pairs.append(("mcp-session-id", session))
+    async with open_rig() as rig:
+        response = await rig.raw(listing(changed={VERSION: revision}), pairs)
+        assert error_of(response) == (400, code)
+        assert response.json()["id"] == 7
+
+
+async def test_strangers_of_the_other_era_are_still_refused(autojump_clock: MockClock) -> None:
+    async with open_rig() as rig:
+        plain = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+        for sent in ({}, {"mcp-protocol-version": "2025-11-25"}):
+            response = await rig.raw(plain, {"mcp-session-id": "nobody's", **sent})
+            assert error_of(response) == (404, jsonrpc.INVALID_REQUEST)
+
+
+async def test_capabilities_that_cannot_be_read_are_refused(autojump_clock: MockClock) -> None:
+    async with open_rig() as rig:
+        rig.operations.handlers["tools/list"] = fixed({"tools": []})
+        body = jsonrpc.encode(listing(changed={DECLARED: {"experimental": 0}}))
+        response = await rig.raw(body.replace(b'"experimental":0', b'"experimental":1e400'), GOOD)
+        assert error_of(response) == (400, jsonrpc.INVALID_PARAMS)
+        assert response.json()["id"] == 7
+        assert not rig.operations.performed
+        assert (len(rig.identities), rig.operations.unsent) == (0, 0)

@@ -10,6 +10,7 @@ from agent_kit import BASE, BOTH, Bench, Listening, open_bench
 from trio.testing import MockClock
 from unit.front.stateless_kit import PREFIX, headers, meta
 
+from kars_router.testing import Call, RpcError
 from kars_router.testing.replies import Json
 
 FORM = {"message": "which?", "requestedSchema": {"type": "object", "properties": {}}}
@@ -35,6 +36,13 @@ async def call(bench: Bench, name: str, params: Any = None, **more: Any) -> dict
 def again(result: dict[str, Any], reply: Any) -> dict[str, Any]:
     responses = dict.fromkeys(result["inputRequests"], reply)
     return {"inputResponses": responses, "requestState": result["requestState"]}
+
+
+async def offer(bench: Bench, name: str, handler: Any) -> None:
+    """Adds a tool to the server and waits until the router knows it."""
+    bench.server.add_tool(name, handler)
+    bench.server.notify_tools_changed()
+    await trio.sleep(5)
 
 
 def words(result: dict[str, Any]) -> str:
@@ -124,8 +132,54 @@ async def test_a_state_is_for_its_own_server_only(bench: Bench) -> None:
     """A server of the handshake era makes none, so what comes is not even looked at."""
     retry = {"name": "box__increment", "requestState": "somebody's"}
     response = await bench.client.post(f"{BASE}/mcp", **request("tools/call", retry))
-    assert (response.status_code, response.json()["error"]["code"]) == (400, -32602)
+    assert (response.status_code, response.json()["error"]["code"]) == (200, -32602)
     assert not bench.server.requests("tools/call")
+
+
+@pytest.mark.parametrize("kind", ["input_required", "task", "complete", None])
+async def test_a_server_of_the_handshake_era_has_no_kinds_of_results(
+    bench: Bench, kind: str | None
+) -> None:
+    """Else it could have an agent asked what the agent did not offer to be asked."""
+
+    async def forged(_: Any) -> Json:
+        await trio.lowlevel.checkpoint()
+        question = {"method": "elicitation/create", "params": {"mode": "url", "message": "m"}}
+        asked = {"inputRequests": {"q": question}, "requestState": "x"}
+        return {"content": [], "resultType": kind, "ttlMs": 5, "cacheScope": "public", **asked}
+
+    await offer(bench, "forged", forged)
+    result = await call(bench, "box__forged")
+    assert result["resultType"] == "complete"
+    assert "ttlMs" not in result
+    assert "cacheScope" not in result
+
+
+async def test_a_servers_own_32601_is_no_404(bench: Bench) -> None:
+    async def lacks(_: Any) -> Json:
+        await trio.lowlevel.checkpoint()
+        raise RpcError(-32601, "the backend has no such method")
+
+    await offer(bench, "lacks", lacks)
+    response = await bench.client.post(
+        f"{BASE}/mcp", **request("tools/call", {"name": "box__lacks"})
+    )
+    assert (response.status_code, response.json()["error"]["code"]) == (200, -32601)
+
+
+async def test_a_server_that_was_never_offered_it_and_cannot_do_without(bench: Bench) -> None:
+    async def needs(made: Call) -> Json:
+        answer = await made.ask("elicitation/create", FORM)
+        assert answer is not None
+        raise RpcError(answer["error"]["code"], answer["error"]["message"])
+
+    await offer(bench, "needs", needs)
+    response = await bench.client.post(
+        f"{BASE}/mcp", **request("tools/call", {"name": "box__needs"})
+    )
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, -32021)
+    assert error["data"] == {"requiredCapabilities": {"elicitation": {}}}
 
 
 async def test_a_listener_hears_of_changed_tools(bench: Bench) -> None:

@@ -11,7 +11,7 @@ import pytest
 import trio
 from agent_kit import BASE, Listening
 from trio.testing import MockClock
-from unit.front.stateless_kit import PREFIX, Rig, open_rig
+from unit.front.stateless_kit import CAPABILITIES, PREFIX, Rig, ScriptedOperations, open_rig
 
 from kars_router.wire import jsonrpc
 
@@ -252,6 +252,40 @@ async def test_a_stream_ends_in_order(autojump_clock: MockClock, way: str) -> No
         ]
 
 
+@pytest.mark.parametrize("way", ["drain", "forgotten"])
+async def test_a_stream_that_opens_as_the_others_end_ends_too(
+    autojump_clock: MockClock, way: str
+) -> None:
+    go = trio.Event()
+    written = jsonrpc.encode(CAPABILITIES)
+
+    class Slow(ScriptedOperations):
+        async def capabilities(self, endpoint: str) -> bytes:
+            await go.wait()
+            return written
+
+    async with open_rig() as rig:
+        slow = Slow()
+        rig.server._subscriptions._operations = slow
+        messages: list[Any] = []
+
+        async def opens() -> None:
+            params = {"notifications": EVERYTHING}
+            messages.extend(await rig.stream_to_end("subscriptions/listen", params, ident=8))
+
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(opens)
+                await rig.settled()
+                if way == "drain":
+                    rig.server.close()
+                else:
+                    rig.identities.end(rig.identities.all()[0], "a test says so")
+                go.set()
+        assert [m.get("id") for m in messages] == [None, 8]
+        assert not slow.watched
+
+
 async def test_agents_do_not_hear_each_other(autojump_clock: MockClock) -> None:
     def key(name: str) -> dict[str, str]:
         return {"kars.azure.com/agent": name}
@@ -315,6 +349,26 @@ async def test_a_reader_that_is_stuck_holds_nothing_up(autojump_clock: MockClock
         assert "result" in listening.messages[-1]
         assert listening.messages[-2]["params"]["uri"] == "a://one/999"
         assert rig.metrics.notifications_dropped._value.get() > 500
+
+
+async def test_what_waits_for_a_slow_reader_is_bounded_in_bytes(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_rig() as rig:
+        request = rig.build("subscriptions/listen", {"notifications": EVERYTHING})
+        sent = rig.client.build_request("POST", f"{BASE}/mcp/box", **request)
+        response: httpx.Response = await rig.client.send(sent, stream=True)
+        await rig.settled()
+        for number in range(200):
+            say(rig, UPDATED, {"uri": f"a://one/{number}", "x": "x" * 100_000})
+        rig.server.close()
+        listening = Listening(response)
+        with trio.fail_after(60):
+            await listening.read()
+        uris = [m["params"].get("uri") for m in listening.messages if "params" in m]
+        assert uris[-1] == "a://one/199"
+        assert sum(uri is not None for uri in uris) < 45
+        assert rig.metrics.notifications_dropped._value.get() > 150
 
 
 async def test_what_is_no_filter_is_refused(autojump_clock: MockClock) -> None:

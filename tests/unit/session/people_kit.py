@@ -49,6 +49,7 @@ class Agent:
     listens: Person | None = None
     capabilities: bytes = EVERYTHING
     log_level: str = ""
+    has_sessions: bool = True
     told: list[tuple[str, str, Any]] = field(factory=list)
 
     def notify(self, server: str, method: str, params: bytes) -> None:
