@@ -23,7 +23,7 @@ from kars_router.front.identity import Identity
 from kars_router.front.operations import Answer
 from kars_router.session.caller import Reply, refusal
 from kars_router.telemetry import Metrics
-from kars_router.wire import capabilities, jsonrpc, levels, progress, raw
+from kars_router.wire import capabilities, jsonrpc, levels, progress, raw, rounds
 from kars_router.wire.envelope import Envelope
 
 _QUEUE_LIMIT: Final = 256
@@ -173,6 +173,8 @@ class StatelessCaller(AgentCaller):
         """See `AgentCaller.put`."""
         if self.withdrawn:
             return refusal("the client has gone")
+        if self.method not in rounds.METHODS:
+            return refusal(f"{self.method} cannot ask for input in the client's revision")
         self._asked += 1
         key = f"question-{self._asked}"
         question = self._questions[key] = _Question(method, params)

@@ -161,6 +161,17 @@ async def test_what_was_not_declared_is_refused_at_once(autojump_clock: MockCloc
         assert "elicitation" in result["replies"][0]["message"]
 
 
+async def test_a_method_that_cannot_ask_is_not_parked(autojump_clock: MockClock) -> None:
+    async with open_rig() as rig:
+        rig.operations.handlers["completion/complete"] = asks_once
+        params = {"ref": {"type": "ref/prompt", "name": "p"}}
+        response = await rig.post("completion/complete", params, capabilities=ALL)
+        result = response.json()["result"]
+        assert result["resultType"] == "complete"
+        assert "cannot ask for input" in result["replies"][0]["message"]
+        assert len(rig.lot) == 0
+
+
 @pytest.mark.parametrize(
     ("code", "status", "told"), [(-32601, 400, -32021), (-32603, 200, -32603), (7, 200, 7)]
 )

@@ -189,6 +189,7 @@ async def test_a_get_stream_goes_on_when_it_is_taken_over(autojump_clock: MockCl
             await settle()
             async with agent.listen(old.ids[-1]) as new:
                 await old.end()
+                await settle()
                 agent.port.notify("box", CHANGED, b"")
                 await settle()
                 assert (len(old.messages), len(new.messages)) == (1, 1)
