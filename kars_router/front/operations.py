@@ -25,7 +25,7 @@ from kars_router.model import CallOutcome, Fate, Tool, ToolCall
 from kars_router.session.requests import CALL, Request
 from kars_router.session.server import ServerRuntime
 from kars_router.session.supervisor import Supervisor
-from kars_router.wire import capabilities, jsonrpc
+from kars_router.wire import capabilities, jsonrpc, raw
 from kars_router.wire.params import HeaderPlan
 
 _FIRST_SECONDS: Final = 5.0
@@ -151,7 +151,8 @@ class Operations:
             raise AgentError(jsonrpc.INVALID_REQUEST, "this server is not there any more", 404)
         merged = capabilities.merge_servers(known)
         offered = jsonrpc.members(capabilities.single_server(known[0]) if endpoint else merged)
-        return jsonrpc.encode({**offered, "tools": {"listChanged": True}})
+        tools = raw.fields(offered.get("tools")) or {}
+        return jsonrpc.encode({**offered, "tools": {**tools, "listChanged": True}})
 
     def instructions(self, endpoint: str) -> str:
         """The instructions for the model; "" if there are none."""

@@ -294,3 +294,18 @@ async def test_lists_use_the_session_that_the_agent_has(autojump_clock: MockCloc
         sessions = [received.session for received in one.requests("prompts/list")]
         assert sessions[0] != one.requests("tools/call")[0].session
         assert sessions[-1] == one.requests("tools/call")[0].session
+
+
+async def test_what_a_capability_holds_beside_is_kept(autojump_clock: MockClock) -> None:
+    odd = {"a": [1, None, {"b": "c"}]}
+    offered = {"tools": {"x-new": odd}, "resources": {"x-new": odd}, "x-new": odd, "tasks": {}}
+    async with (
+        HeartbeatServer.open(capabilities=offered) as server,
+        open_bench(servers={"box": server}) as bench,
+    ):
+        agent = bench.agent("/mcp/box")
+        assert (await agent.initialize())["capabilities"] == {
+            "tools": {"x-new": odd, "listChanged": True},
+            "resources": {"x-new": odd},
+            "x-new": odd,
+        }
