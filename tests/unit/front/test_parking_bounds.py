@@ -234,7 +234,7 @@ async def test_a_first_request_may_carry_what_a_retry_carries(autojump_clock: Mo
         assert (await rig.call("n", again(result), capabilities=ALL))["replies"]
 
 
-@pytest.mark.parametrize("value", [b"1e400", b"9" * 5000, b"[" * 940 + b"]" * 940])
+@pytest.mark.parametrize("value", [b"1e400", b"9" * 5000, b"[" * 300 + b"]" * 300])
 async def test_arguments_that_no_type_holds_park_and_come_back(
     autojump_clock: MockClock, value: bytes
 ) -> None:
@@ -262,6 +262,7 @@ async def test_arguments_that_no_type_holds_park_and_come_back(
         assert (len(rig.lot), rig.operations.unsent) == (0, 0)
 
 
+# How deep is too deep depends on what is on the stack already, so it may be either.
 @pytest.mark.parametrize("depth", [*range(300, 940, 80), *range(940, 1000, 4)])
 async def test_nesting_of_any_depth_parks_or_is_refused(
     autojump_clock: MockClock, depth: int
