@@ -66,6 +66,7 @@ class Era(enum.StrEnum):
     AUTO = "auto"
     HANDSHAKE = "handshake"
     STATELESS = "stateless"
+    MIRROR = "mirror"
 
 
 class OnSessionLoss(enum.StrEnum):
@@ -121,8 +122,8 @@ class Server:
             spoken to over stdio.
         args: its further arguments.
         env: its variables, over the few that it inherits.
-        era: `handshake` (revisions up to 2025-11-25), `stateless` (2026-07-28), or `auto`, which
-            asks the server.
+        era: `handshake` (revisions up to 2025-11-25), `stateless` (2026-07-28), `auto`, which asks
+            the server, or `mirror`, which speaks to a server of both as each agent does.
         transport: how it is spoken to.
         allowed_tools: patterns of the tools that agents may see and call; none means no tool.
         allowed_resources: patterns of the URIs that agents may list and read; None means all if

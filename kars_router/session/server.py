@@ -57,6 +57,7 @@ _ORDERS: Final = {
     Transport.WEBSOCKET: Order.HANDSHAKE_ONLY,
     Transport.SSE: Order.HANDSHAKE_ONLY,
 }
+_FIXED: Final = (Era.HANDSHAKE, Era.STATELESS)
 _NOBODY: Final[Caller | None] = None
 
 
@@ -140,7 +141,7 @@ class ServerRuntime:
             before=replaces.keeper if replaces else None,
         )
         self._sessions_refused = False
-        self._verdict = Verdict(None if settings.era is Era.AUTO else settings.era)
+        self._verdict = Verdict(settings.era if settings.era in _FIXED else None)
         self._nursery: trio.Nursery | None = None
         self._scope = trio.CancelScope()
         self._stopped = trio.Event()
@@ -194,7 +195,7 @@ class ServerRuntime:
             port is not None
             and port.has_sessions
             and self.keeper.stateful is False
-            and self.settings.era is Era.AUTO
+            and self.settings.era is Era.MIRROR
             and self.settings.session_scope is not SessionScope.SHARED
             and not self._sessions_refused
         )

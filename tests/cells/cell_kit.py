@@ -409,7 +409,10 @@ async def open_cell(
             await (free if version == STATELESS.encode() else hand).app(scope, receive, send)
 
         apps = {"hand": hand.app, "free": free.app, "both": both}
-        servers = {name: {"url": f"http://{name}.test/mcp", "allowedTools": ["*"]} for name in apps}
+        servers: dict[str, dict[str, Any]] = {
+            name: {"url": f"http://{name}.test/mcp", "allowedTools": ["*"]} for name in apps
+        }
+        servers["both"]["era"] = "mirror"
         whole = evolve(build({"servers": servers, **config}), admin=None, state=None)
         async with open_router(
             whole, serve=False, transports=lambda name, _: AsgiBridge(apps[name], nursery)

@@ -161,9 +161,10 @@ def upstreams(
 def router(
     upstreams: dict[str, Upstream], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningRouter]:
-    servers = {
+    servers: dict[str, dict[str, Any]] = {
         name: {"url": upstream.url, "allowedTools": ["*"]} for name, upstream in upstreams.items()
     }
+    servers["py2"]["era"] = "mirror"  # it counts for those who have sessions
     with run_router({"servers": servers}, tmp_path_factory.mktemp("router")) as running:
         running.wait_until_ready()
         yield running

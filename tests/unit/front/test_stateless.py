@@ -427,6 +427,7 @@ async def test_answers_on_their_way_are_counted(autojump_clock: MockClock) -> No
             await rig.settled()
             assert rig.operations.unsent == rig.operations.in_flight == 3
             go.set()
+        await rig.settled()
         assert rig.operations.unsent == rig.operations.in_flight == 0
 
 
