@@ -9,6 +9,7 @@
     +-- UpstreamError            an MCP server, or the way to it, failed
     |   +-- HandshakeError       no session could be set up; nothing of the agent's was sent
     |   +-- CallFailed           one message failed; carries the Failure that `loss` judges
+    +-- JournalError             a call cannot be recorded; whoever makes it decides what follows
 
 Pure: knows no I/O, no clock, no environment.
 """
@@ -94,3 +95,7 @@ class CallFailed(UpstreamError):
 
 class PluginError(UserError):
     """A plugin that cannot be loaded, or options that it cannot use; names the plugin."""
+
+
+class JournalError(KarsError):
+    """A record could not be written; the message is one clause that says why."""

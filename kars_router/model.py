@@ -151,6 +151,108 @@ class ToolCall:
     client: str = ""
 
 
+class Ruling(enum.StrEnum):
+    """What a governor says of a call; the later ones here beat the earlier ones."""
+
+    ALLOW = "allow"
+    APPROVE = "approve"
+    DENY = "deny"
+
+
+@frozen(kw_only=True)
+class ApprovalTerms:
+    """Terms on which a call is held for a person.
+
+    Attributes:
+        expires: seconds until the answer is no; None for the router's own patience.
+        operator: whether it may be decided at the admin address.
+        elicitation: whether it may be decided by who is behind the agent.
+    """
+
+    expires: float | None = None
+    operator: bool = True
+    elicitation: bool = True
+
+
+@frozen(kw_only=True)
+class Decision:
+    """What one governor, or all of them together, said of a call.
+
+    Attributes:
+        ruling: allow, approve or deny.
+        reason: one sentence for the model and the record. It must not quote arguments.
+        rule: name of the rule that decided; "" if there is none.
+        code: stable name of the kind of denial (`denied`, `rate_limited`, `budget_spent`, ...).
+        source: name of the plugin that decided; filled in by the host.
+        retry_after: seconds after which the same call may pass; None if it may not.
+        terms: on which it is held, with `approve`.
+        notes: other things that were found on the way, for the record and for `kars policy test`.
+    """
+
+    ruling: Ruling
+    reason: str = ""
+    rule: str = ""
+    code: str = "denied"
+    source: str = ""
+    retry_after: float | None = None
+    terms: ApprovalTerms = ApprovalTerms()
+    notes: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
+class GovernedCall:
+    """A request of an agent to a server, as governors and transformers see it.
+
+    Attributes:
+        id: unique for each call in the life of all records; the same in every record of the call.
+        agent: opaque identifier of the agent session; not the session id on the wire.
+        client: what its client calls itself; untrusted.
+        subject: who the agent proved to be; "" if it had to prove nothing.
+        scopes: what its token allows.
+        server: the server's configured name.
+        method: `tools/call`, `resources/read`, `prompts/get` or `completion/complete`.
+        name: the tool or prompt under the server's own name, or the URI.
+        arguments: the decoded arguments; empty if there are none. Must not be changed.
+        params: the `params` object as JSON.
+        annotations: the hints of the tool's definition; what the server says of itself.
+        time: when it came, in seconds of Unix time.
+    """
+
+    id: str
+    agent: str
+    server: str
+    method: str
+    name: str
+    arguments: Mapping[str, Any] = field(factory=dict, repr=False)
+    params: bytes = field(default=b"{}", repr=False)
+    annotations: Mapping[str, Any] = field(factory=dict)
+    client: str = ""
+    subject: str = ""
+    scopes: tuple[str, ...] = ()
+    time: float = 0.0
+
+
+@frozen(kw_only=True)
+class CallEnd:
+    """How a governed call ended, as governors see it.
+
+    Attributes:
+        decision: what was decided of it in the end; an approval given is an `allow`.
+        fate: what is known of its effect.
+        code: `ok`, or the stable name of what went wrong.
+        result: the server's result as JSON, after transformers; None if there is none.
+        error: its JSON-RPC error object as JSON, after transformers; None if there is none.
+        seconds: from its arrival to its end.
+    """
+
+    decision: Decision
+    fate: Fate
+    code: str = "ok"
+    result: bytes | None = field(default=None, repr=False)
+    error: bytes | None = field(default=None, repr=False)
+    seconds: float = 0.0
+
+
 @frozen(kw_only=True)
 class ServerInfo:
     """What plugins may know of a configured server.
@@ -160,12 +262,20 @@ class ServerInfo:
         allowed_tools: the globs that admit tools; empty admits none.
         bearer_from_env: name of the environment variable with its bearer token, or "".
         bearer_from_file: path of the file with its bearer token, or "".
+        url: where it is; "" for a program. May hold secrets in its query.
+        oauth: how tokens for it are got (a `kars_router.config.auth.OAuth`), or None.
+        pins: digests of the accepted definitions by tool; None if nothing is pinned.
+        allowed_networks: private networks that the URL's name may lead to, as CIDR blocks.
     """
 
     name: str
     allowed_tools: tuple[str, ...] = ()
     bearer_from_env: str = ""
     bearer_from_file: str = ""
+    url: str = field(default="", repr=False)
+    oauth: Any = None
+    pins: Mapping[str, str] | None = None
+    allowed_networks: tuple[str, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -197,6 +307,7 @@ class CallOutcome:
         message: a sentence for the model when there is neither.
         retryable: whether the same call may simply be made again.
         reset: what to tell the agent about lost state, if anything.
+        retry_after: seconds after which it may be, if that is known.
     """
 
     fate: Fate
@@ -206,3 +317,4 @@ class CallOutcome:
     message: str = ""
     retryable: bool = False
     reset: SessionReset | None = None
+    retry_after: float | None = None

@@ -13,18 +13,27 @@ from typing import Any, Final
 
 import attrs
 import pluggy
-import trio
 from attrs import frozen
 
 from kars_router import hookspecs
-from kars_router.errors import KarsError, PluginError, UserError
-from kars_router.hookspecs import Credentials
+from kars_router.barriers import GuardedCredentials, GuardedGovernor, GuardedTransformer
+from kars_router.egress import Place
+from kars_router.errors import ConfigError, KarsError, PluginError
+from kars_router.hookspecs import AuditSink, Credentials, GovernanceSettings
 from kars_router.model import Failure, LossVerdict, ServerInfo, SessionInfo, ToolCall
 from kars_router.telemetry import Metrics, log
 
 GROUP: Final = "kars_router"
-_CREDENTIALS_SECONDS: Final = 10.0
-BUILTINS: Final = ("allowlist", "loss", "credentials")
+# The later ones are asked first.
+BUILTINS: Final = (
+    "allowlist",
+    "pins",
+    "loss",
+    "credentials",
+    "oauth",
+    "egress",
+    "stdout-sink",
+)
 
 
 @frozen(kw_only=True)
@@ -35,26 +44,6 @@ class PluginEntry:
     version: str
     builtin: bool
     hooks: tuple[str, ...]
-
-
-@frozen
-class _GuardedCredentials:
-    """A plugin's credentials behind a barrier and a deadline."""
-
-    plugin: str
-    credentials: Credentials
-
-    async def headers(self, *, refresh: bool) -> Mapping[str, str]:
-        try:
-            with trio.fail_after(_CREDENTIALS_SECONDS):
-                return dict(await self.credentials.headers(refresh=refresh))
-        except UserError:
-            raise
-        except trio.TooSlowError as error:
-            raise UserError(f"plugin {self.plugin} took too long for credentials") from error
-        except Exception as error:
-            log().error("plugin_error", plugin=self.plugin, hook="credentials", exc_info=error)
-            raise UserError(f"plugin {self.plugin} failed to supply credentials") from error
 
 
 class Plugins:
@@ -93,9 +82,11 @@ class Plugins:
         options = options or {}
         for name in BUILTINS:
             if name not in blocked:
-                module = importlib.import_module(f"kars_router.builtins.{name}")
-                host.register(module, name, "")
-                host._configure(name, options.get(name, {}))
+                module = importlib.import_module(f"kars_router.builtins.{name.replace('-', '_')}")
+                # One that has options keeps them in an object, since modules are shared.
+                made = getattr(module, "Plugin", None)
+                host.register(made() if made else module, name, "")
+                host.configure(name, options.get(name, {}))
         for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: p.name):
             if point.name in blocked:
                 continue
@@ -107,7 +98,7 @@ class Plugins:
                     raise PluginError(f"plugin {point.name}: {error}") from error
                 log().error("plugin_broken", plugin=point.name, error=repr(error))
             else:
-                host._configure(point.name, options.get(point.name, {}))
+                host.configure(point.name, options.get(point.name, {}))
         names = {entry.name for entry in host.entries()}
         for name in required:
             if name not in names:
@@ -172,7 +163,7 @@ class Plugins:
         """The object that authenticates the router to a server, if any plugin has one."""
         for name, value in self._each("kars_credentials", server=server):
             if value is not None:
-                return _GuardedCredentials(name, value)
+                return GuardedCredentials(name, value)
         return None
 
     @property
@@ -192,6 +183,65 @@ class Plugins:
                 found = clause
         return found
 
+    def governors(self, settings: GovernanceSettings) -> tuple[GuardedGovernor, ...]:
+        """The governors for the policies in force, in the order in which they are asked.
+
+        Raises:
+            ConfigError: a policy cannot be used, or there are policies that no plugin enforces.
+            PluginError: a plugin failed; without its opinion nothing may be decided.
+        """
+        found = tuple(
+            GuardedGovernor(name, governor, self._metrics)
+            for name, governor in self._made("kars_governors", settings)
+        )
+        enforced = any(getattr(each.governor, "enforces_policies", False) for each in found)
+        if settings.policies and not enforced:
+            raise ConfigError(
+                ["policies: are enforced by no plugin; install kars-plugin-toolpolicy"]
+            )
+        return found
+
+    def transformers(self, settings: GovernanceSettings) -> tuple[GuardedTransformer, ...]:
+        """The transformers, in the order in which arguments pass them.
+
+        Raises:
+            ConfigError: a policy cannot be used.
+            PluginError: a plugin failed.
+        """
+        return tuple(
+            GuardedTransformer(name, transformer, self._metrics)
+            for name, transformer in self._made("kars_transformers", settings)
+        )
+
+    def audit_sinks(self) -> list[tuple[str, AuditSink]]:
+        """The sinks of audit records, each with its plugin's name."""
+        return [
+            (name, sink)
+            for name, sinks in self._each("kars_audit_sinks", error=())
+            for sink in sinks or ()
+        ]
+
+    def egress_rules(
+        self, server: ServerInfo, place: Place, rules: Sequence[Mapping[str, Any]] = ()
+    ) -> Sequence[Mapping[str, Any]]:
+        """The egress rules that a server needs; the built-in derivation is asked first."""
+        for impl in self._manager.hook.kars_egress_rules.get_hookimpls():
+            given = {"server": server, "place": place, "rules": rules}
+            found = self._one(impl, "kars_egress_rules", None, given)
+            if found is not None:
+                rules = found
+        return rules
+
+    def session_lost(self, session: SessionInfo, reason: str) -> None:
+        """Tells every plugin of a lost upstream session."""
+        for _ in self._each("kars_session_lost", session=session, reason=reason):
+            pass
+
+    def session_restored(self, session: SessionInfo, reason: str) -> None:
+        """Tells every plugin of a session that has taken a lost one's place."""
+        for _ in self._each("kars_session_restored", session=session, reason=reason):
+            pass
+
     def session_opened(self, session: SessionInfo) -> None:
         """Tells every plugin of a new upstream session."""
         for _ in self._each("kars_session_opened", session=session):
@@ -202,7 +252,12 @@ class Plugins:
         for _ in self._each("kars_session_closed", session=session, reason=reason):
             pass
 
-    def _configure(self, name: str, options: Mapping[str, Any]) -> None:
+    def configure(self, name: str, options: Mapping[str, Any]) -> None:
+        """Gives a plugin its options.
+
+        Raises:
+            PluginError: it takes none, or cannot use these.
+        """
         implemented = False
         for impl in self._manager.hook.kars_configure.get_hookimpls():
             if impl.plugin_name == name:
@@ -216,20 +271,36 @@ class Plugins:
         if options and not implemented:
             raise PluginError(f"plugins.options.{name}: the plugin takes no options")
 
-    def _each(self, hook: str, *, error: Any = None, **arguments: Any) -> Iterator[tuple[str, Any]]:
+    def _made(self, hook: str, settings: GovernanceSettings) -> Iterator[tuple[str, Any]]:
+        """What each plugin makes; unlike elsewhere, a failure is not passed over."""
         caller: pluggy.HookCaller = getattr(self._manager.hook, hook)
         for impl in reversed(caller.get_hookimpls()):
             try:
-                value = impl.function(*(arguments[name] for name in impl.argnames))
-            except Exception as problem:  # noqa: BLE001 - crash barrier: one plugin call
-                log().error(
-                    "plugin_error",
-                    plugin=impl.plugin_name,
-                    hook=hook,
-                    error=repr(problem),
-                    exc_info=None if isinstance(problem, KarsError) else problem,
-                )
-                if self._metrics:
-                    self._metrics.plugin_errors.labels(impl.plugin_name, hook).inc()
-                value = error
-            yield impl.plugin_name, value
+                given = [settings] if impl.argnames else []
+                made: tuple[Any, ...] = tuple(impl.function(*given) or ())
+            except (ConfigError, PluginError):
+                raise
+            except Exception as error:
+                log().error("plugin_error", plugin=impl.plugin_name, hook=hook, exc_info=error)
+                raise PluginError(f"plugin {impl.plugin_name}: {hook} failed: {error!r}") from error
+            yield from ((impl.plugin_name, each) for each in made)
+
+    def _each(self, hook: str, *, error: Any = None, **arguments: Any) -> Iterator[tuple[str, Any]]:
+        caller: pluggy.HookCaller = getattr(self._manager.hook, hook)
+        for impl in reversed(caller.get_hookimpls()):
+            yield impl.plugin_name, self._one(impl, hook, error, arguments)
+
+    def _one(self, impl: Any, hook: str, error: Any, arguments: Mapping[str, Any]) -> Any:
+        try:
+            return impl.function(*(arguments[name] for name in impl.argnames))
+        except Exception as problem:  # noqa: BLE001 - crash barrier: one plugin call
+            log().error(
+                "plugin_error",
+                plugin=impl.plugin_name,
+                hook=hook,
+                error=repr(problem),
+                exc_info=None if isinstance(problem, KarsError) else problem,
+            )
+            if self._metrics:
+                self._metrics.plugin_errors.labels(impl.plugin_name, hook).inc()
+            return error

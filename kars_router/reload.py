@@ -1,23 +1,26 @@
-"""Applies a changed configuration file while the router runs.
+"""Applies a changed configuration file, or a changed lock of tools, while the router runs.
 
-An invalid file is refused and reported, and the old configuration stays in force.
+An invalid one is refused and reported, and what was in force stays so.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import trio
 
 from kars_router.config.load import changed_servers, load
-from kars_router.errors import ConfigError
+from kars_router.config.schema import Config
+from kars_router.errors import ConfigError, PluginError
 from kars_router.service import Router
 from kars_router.telemetry import log
 
 _POLL_SECONDS = 2.0
+
+_Stamp = tuple[int, int, int] | None
 
 
 async def watch(
@@ -28,7 +31,7 @@ async def watch(
     *,
     poll: float = _POLL_SECONDS,
 ) -> None:
-    """Applies the file each time it changes, until cancelled.
+    """Applies the file each time that it or the lock of tools changes, until cancelled.
 
     Args:
         router: the running router.
@@ -37,43 +40,56 @@ async def watch(
         overrides: what the command line replaced in it.
         poll: seconds between looks.
     """
+    read = partial(load, path, upstreams=upstreams, overrides=overrides, environ=os.environ)
     # The file may have changed since it was read at the start, so the first look reads it.
-    seen: tuple[int, int, int] | None = None
-    refused = False
+    seen: list[_Stamp] | None = None
+    refused: list[str] = []
     while True:
         await trio.sleep(poll)
-        now = await _stamp(path)
-        if now == seen:
+        now = [await _stamp(path), await _stamp(router.config.tools_lock)]
+        # What is wrong may be mended elsewhere, in a file that only the refused one names.
+        if now == seen and not refused:
             continue
-        seen = now
-        try:
-            config = await trio.to_thread.run_sync(
-                partial(load, path, upstreams=upstreams, overrides=overrides, environ=os.environ)
-            )
-        except ConfigError as error:
+        same, seen = now == seen, now
+        problems = await _take_over(router, path, read, was_refused=bool(refused))
+        if problems and not (same and problems == refused):
             router.metrics.reloads.labels("refused").inc()
-            refused = True
-            log().error("reload_refused", file=str(path), problems=list(error.problems))
-            continue
+            router.refuse(problems)
+            log().error("reload_refused", file=str(path), problems=problems)
+        refused = problems
+
+
+async def _take_over(
+    router: Router, path: Path, read: Callable[[], Config], *, was_refused: bool
+) -> list[str]:
+    """Applies the file if it differs from what is in force; returns what is wrong with it."""
+    try:
+        config = await trio.to_thread.run_sync(read)
         if config == router.config:
-            if refused:
+            if was_refused:
                 log().info("reload_unchanged", file=str(path))
-            refused = False
-            continue
-        refused = False
+                router.refuse(())
+            return []
         changes = changed_servers(router.config, config)
         await router.apply(config)
-        router.metrics.reloads.labels("applied").inc()
-        log().info(
-            "reload_applied",
-            file=str(path),
-            added=changes.added,
-            removed=changes.removed,
-            changed=changes.changed,
-        )
+    except ConfigError as error:
+        return list(error.problems)
+    except PluginError as error:
+        return [str(error)]
+    router.metrics.reloads.labels("applied").inc()
+    log().info(
+        "reload_applied",
+        file=str(path),
+        added=changes.added,
+        removed=changes.removed,
+        changed=changes.changed,
+    )
+    return []
 
 
-async def _stamp(path: Path) -> tuple[int, int, int] | None:
+async def _stamp(path: Path | None) -> _Stamp:
+    if path is None:
+        return None
     try:
         stat = await trio.Path(path).stat()
     except OSError:

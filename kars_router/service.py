@@ -8,27 +8,38 @@ these parts.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 from attrs import evolve
 
 from kars_router._version import __version__
-from kars_router.config.schema import Config, Server
+from kars_router.audit import Journal
+from kars_router.config.advice import advice
+from kars_router.config.schema import Config, OnAuditFailure, Server
 from kars_router.front import listen
 from kars_router.front.admin import AdminApp
+from kars_router.front.admin_token import load_admin_token
 from kars_router.front.agents import AgentRegistry
+from kars_router.front.approvals_api import ApprovalsApi
 from kars_router.front.asgi import AgentApp
+from kars_router.front.auth import AgentGate
 from kars_router.front.guard import Guard
 from kars_router.front.identity import Identities
 from kars_router.front.legacy import LegacyServer
 from kars_router.front.operations import Operations
 from kars_router.front.parking import ParkingLot
+from kars_router.front.policy_status import PolicyStatus
 from kars_router.front.sealing import Sealer, load_key
 from kars_router.front.stateless import StatelessServer
+from kars_router.governance.approvals import ApprovalStore
+from kars_router.governance.holding import Holder
+from kars_router.governance.runner import Governance
 from kars_router.plugins import Plugins
 from kars_router.session.records import Records
 from kars_router.session.server import Connector
@@ -71,6 +82,23 @@ class Router:
         # Nobody asked for the default directory: a read-only file system is no reason to stop.
         self._state = StateDirectory(config.state, optional=config.state == _default_state())
         key = load_key(self._state.path)
+        self.holder = Holder(
+            ApprovalStore(self._state.path, time.time),
+            self.metrics,
+            limit=config.governance.held_calls,
+            patience=config.governance.approval,
+            clock=time.time,
+        )
+        self.governance = Governance(
+            self.plugins,
+            self.metrics,
+            self.holder,
+            state=self._state.path,
+            deadline=config.governance.deadline,
+        )
+        self._rules = self.governance.prepare(config.policies)
+        self.journal: Journal | None = None
+        self.policy_status = PolicyStatus()
         self.records = Records(self._state.path, config.sessions.lifetime)
         self.supervisor = Supervisor(
             self.plugins,
@@ -92,7 +120,9 @@ class Router:
             # Made below, so it cannot be named yet.
             others_make_room=lambda: self.identities.make_room(),  # noqa: PLW0108
         )
-        self.operations = Operations(self.supervisor, limit=config.limits.concurrent_calls)
+        self.operations = Operations(
+            self.supervisor, self.governance, limit=config.limits.concurrent_calls
+        )
         self.legacy = LegacyServer(
             self.supervisor,
             self.agents,
@@ -118,6 +148,7 @@ class Router:
             lot=self.lot,
             version=__version__,
         )
+        self.gate = AgentGate(config.agent_auth, self.metrics)
         guard = _guard(config)
         self.app = AgentApp(
             self.legacy,
@@ -125,9 +156,17 @@ class Router:
             guard,
             body_limit=config.limits.request_bytes,
             stateless=self.stateless,
+            gate=self.gate,
         )
         self.admin_app = AdminApp(
-            self.supervisor, self.agents, self.metrics, guard=guard, stopping=self.draining.is_set
+            self.supervisor,
+            self.agents,
+            self.metrics,
+            guard=guard,
+            stopping=self.draining.is_set,
+            approvals=ApprovalsApi(self.holder, load_admin_token(self._state.path, os.environ)),
+            policy=self.policy_status,
+            sick=self._sick,
         )
 
     async def drain(self) -> None:
@@ -152,9 +191,32 @@ class Router:
             for runtime in self.supervisor.servers.values():
                 nursery.start_soon(runtime.stop)
 
+    def open_journal(self) -> None:
+        """Opens the record of calls, if there is to be one.
+
+        Raises:
+            UserError: it cannot be used.
+        """
+        if self.config.audit is None:
+            return
+        self.journal = journal = Journal.open(
+            self.config.audit, state=self._state.path, metrics=self.metrics
+        )
+        self.governance.recorder = journal
+        self.governance.fail_open = self.config.audit.on_failure is OnAuditFailure.ALLOW
+        self.supervisor.observer.note = journal.note
+
+    async def start(self) -> None:
+        """Puts the policies in force; before anything is served."""
+        await self.governance.adopt(self._rules)
+        self._note_configuration()
+
     def close(self) -> None:
         """Lets go of the state directory; the router is of no use afterwards. Idempotent."""
+        if self.journal is not None:
+            self.journal.close()
         self.records.close()
+        self.holder.close()
         self._state.release()
 
     def hurry(self) -> None:
@@ -168,14 +230,28 @@ class Router:
     async def apply(self, config: Config) -> None:
         """Takes over a changed configuration without touching sessions of unchanged servers.
 
-        Servers, limits, hosts, origins and session lifetimes change at once. Listeners, plugins,
-        state and logging need a restart; the log names them.
+        Servers, policies, limits, hosts, origins and session lifetimes change at once. Listeners,
+        plugins, state, audit and logging need a restart; the log names them.
+
+        Raises:
+            ConfigError: a policy cannot be used; then nothing has changed.
+            PluginError: a plugin failed to take the policies over; likewise.
         """
-        fixed = ("listen", "admin", "plugins", "state", "log")
+        changed = config.policies != self.config.policies
+        rules = self.governance.prepare(config.policies) if changed else None
+        auth = self.gate.prepare(config.agent_auth)
+        fixed = ("listen", "admin", "plugins", "state", "audit", "log")
         pending = [n for n in fixed if getattr(config, n) != getattr(self.config, n)]
         if pending:
             log().warning("reload_needs_restart", settings=pending)
         self.config = config
+        if rules is not None:
+            await self.governance.adopt(rules)
+        self.gate.adopt(auth)
+        self.governance.deadline = config.governance.deadline
+        self.holder.limit = config.governance.held_calls
+        self.holder.patience = config.governance.approval
+        self._note_configuration()
         self.app.guard = _guard(config)
         self.app.body_limit = config.limits.request_bytes
         self.operations.limit = config.limits.concurrent_calls
@@ -186,6 +262,19 @@ class Router:
         self.lot.limit = config.limits.parked_calls
         self.lot.seconds = config.sessions.parked
         await self.supervisor.apply(config.servers)
+
+    def refuse(self, problems: Sequence[str]) -> None:
+        """Takes note of a changed configuration that was refused, for whoever asks."""
+        self.policy_status.refuse(problems)
+        self.supervisor.observer.note("configuration_refused", problems=list(problems))
+
+    def _note_configuration(self) -> None:
+        self.policy_status.adopt(self.config)
+        self.supervisor.observer.note("configuration", digest=self.policy_status.digest)
+
+    def _sick(self) -> str:
+        journal = self.journal
+        return "" if journal is None or journal.healthy else journal.error or "unknown"
 
     def _connector(self, name: str, server: Server) -> Connector:
         return new_connector(name, server, self.config.limits, self._transports)
@@ -218,6 +307,7 @@ async def open_router(
     with ExitStack() as stack:
         router = Router(config, transports)
         stack.callback(router.close)
+        router.open_journal()
         places = []
         for app, address in (
             (router.admin_app, config.admin),
@@ -229,9 +319,11 @@ async def open_router(
             places.append((app, bound))
         stack.pop_all()
     try:
-        async with trio.open_nursery() as upstream:
+        await router.start()
+        async with _recording(router), trio.open_nursery() as upstream:
             await upstream.start(router.supervisor.run, config.servers)
             upstream.start_soon(router.agents.run)
+            upstream.start_soon(router.gate.run)
             upstream.start_soon(router.identities.run)
             await upstream.start(router.lot.run)
             async with trio.open_nursery() as listeners:
@@ -251,6 +343,8 @@ async def open_router(
                 ]
                 router.admin_url, router.agent_url = urls
                 log().info("listening", agent=router.agent_url, admin=router.admin_url)
+                for path, problem in advice(config):
+                    log().warning("config_warning", path=path, problem=problem)
                 try:
                     yield router
                 finally:
@@ -260,8 +354,22 @@ async def open_router(
                     listeners.cancel_scope.deadline = trio.current_time() + _LAST_ANSWERS_SECONDS
             upstream.cancel_scope.cancel()
     finally:
+        with trio.CancelScope(shield=True):  # each governor is bounded
+            await router.governance.aclose()
         router.close()
         log().info("stopped")
+
+
+@asynccontextmanager
+async def _recording(router: Router) -> AsyncIterator[None]:
+    """Has records passed on and signed for as long as the context is open."""
+    if router.journal is None:
+        yield
+        return
+    async with trio.open_nursery() as nursery:
+        await nursery.start(router.journal.run, router.plugins.audit_sinks())
+        yield
+        nursery.cancel_scope.cancel()
 
 
 async def probe_servers(config: Config) -> list[tuple[str, bool, str, list[str]]]:
@@ -270,17 +378,32 @@ async def probe_servers(config: Config) -> list[tuple[str, bool, str, list[str]]
     Returns:
         for each server its name, whether it answered, what was wrong, the admitted tools.
     """
+    probed = await probe_definitions(config)
+    return [(name, reached, error, list(tools)) for name, reached, error, tools in probed]
+
+
+async def probe_definitions(
+    config: Config,
+) -> list[tuple[str, bool, str, dict[str, Mapping[str, Any]]]]:
+    """Opens each server once and reads the definitions of its admitted tools, to pin them.
+
+    Returns:
+        for each server its name, whether it answered, what was wrong, the definitions by tool.
+    """
     # Looking at servers must leave no trace in the state of a router that may be running.
-    quiet = Router(evolve(config, state=None), default_transport)
+    quiet = Router(evolve(config, state=None, audit=None, policies=()), default_transport)
     found = []
-    async with trio.open_nursery() as nursery:
-        await nursery.start(quiet.supervisor.run, config.servers)
-        longest = max((s.timeouts.connect for s in config.servers.values()), default=1.0)
-        await quiet.supervisor.wait_tried(longest * 4)
-        for name, runtime in quiet.supervisor.servers.items():
-            tools = [tool.name for tool in runtime.catalogue.tools.values()]
-            found.append((name, runtime.state == "ready", runtime.error, tools))
-        nursery.cancel_scope.cancel()
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(quiet.supervisor.run, config.servers)
+            longest = max((s.timeouts.connect for s in config.servers.values()), default=1.0)
+            await quiet.supervisor.wait_tried(longest * 4)
+            for name, runtime in quiet.supervisor.servers.items():
+                tools = {tool.name: tool.definition for tool in runtime.catalogue.tools.values()}
+                found.append((name, runtime.state == "ready", runtime.error, tools))
+            nursery.cancel_scope.cancel()
+    finally:
+        quiet.close()
     return found
 
 

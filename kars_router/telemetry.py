@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_FINE_BUCKETS: Final = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.1, 1)
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -161,8 +162,41 @@ class Metrics:
             "Answers of agents to questions that were not open.",
             registry=registry,
         )
+        self.agent_refusals = Counter(
+            "kars_agent_refusals",
+            "Requests of agents that did not show what they have to.",
+            ["reason"],
+            registry=registry,
+        )
         self.plugin_errors = Counter(
             "kars_plugin_errors", "Plugin calls that raised.", ["plugin", "hook"], registry=registry
+        )
+        self.decisions = Counter(
+            "kars_decisions",
+            "Governed calls by what was decided.",
+            ["server", "ruling", "code"],
+            registry=registry,
+        )
+        self.decision_seconds = Histogram(
+            "kars_decision_seconds",
+            "From a call's arrival to the decision of all governors, approvals excluded.",
+            buckets=_FINE_BUCKETS,
+            registry=registry,
+        )
+        self.held = Gauge(
+            "kars_held_calls", "Calls that wait for a person's approval.", registry=registry
+        )
+        self.withheld = Counter(
+            "kars_withheld_results",
+            "Results that governors or transformers kept from the agent.",
+            ["server", "code"],
+            registry=registry,
+        )
+        self.tools_withheld = Gauge(
+            "kars_tools_withheld",
+            "Tools that are not as they were accepted.",
+            ["server"],
+            registry=registry,
         )
         self.reloads = Counter(
             "kars_config_reloads", "Configuration reloads.", ["outcome"], registry=registry

@@ -1,4 +1,6 @@
-"""Run one command in the directory of every plugin; fail if it fails in any of them.
+"""Run one command in the directory of every plugin, and of the template of one.
+
+Fails if the command fails in any of them.
 
 Usage: each_plugin.py COMMAND [ARGUMENT...]
 """
@@ -10,11 +12,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PROJECTS = "*/pyproject.toml"
 
 
 def plugins(root: Path) -> list[Path]:
-    """The directories in `plugins/` that are distributions."""
-    return sorted(path.parent for path in (root / "plugins").glob("*/pyproject.toml"))
+    """The directories in `plugins/` and `examples/` that are distributions."""
+    found = (path for where in ("plugins", "examples") for path in (root / where).glob(PROJECTS))
+    return sorted(path.parent for path in found)
 
 
 def main(command: list[str], root: Path = ROOT) -> int:

@@ -1,7 +1,7 @@
 """Bearer tokens from an environment variable or from a mounted file.
 
-A file is read again when the server refuses the token, which is how rotated Kubernetes secrets
-arrive. Source: RFC 6750, section 2.1.
+A file is read again as soon as it has changed, which is how rotated Kubernetes secrets arrive, and
+when the server refuses the token. Source: RFC 6750, section 2.1.
 """
 
 from __future__ import annotations
@@ -15,24 +15,61 @@ from attrs import define, field
 from kars_router.errors import UserError
 from kars_router.hookspecs import Credentials, hookimpl
 from kars_router.model import ServerInfo
+from kars_router.telemetry import log
+from kars_router.transports.oauth.secrets import stamp
 
 
 @define
 class _Bearer:
     server: ServerInfo
     _token: str = field(default="", repr=False)
+    _stamp: tuple[int, int, int, int] | None = None
+    _lock: trio.Lock = field(factory=trio.Lock, repr=False)
 
     async def headers(self, *, refresh: bool) -> Mapping[str, str]:
-        if refresh or not self._token:
-            self._token = await self._read()
+        async with self._lock:
+            if not self._token or refresh:
+                await self._read()
+            elif self._changed():
+                try:
+                    await self._read()
+                except UserError as error:
+                    # Somebody is in the middle of writing it, or has taken it away: it is for the
+                    # server to say that the token is no good any more.
+                    log().warning("token_file_unusable", server=self.server.name, error=str(error))
+        return self._headers()
+
+    async def renew(
+        self,
+        refused: Mapping[str, str],
+        *,
+        status: int,  # noqa: ARG002 - a file is read whatever the server says
+        challenge: str,  # noqa: ARG002
+    ) -> Mapping[str, str]:
+        async with self._lock:
+            if not self._token or refused == self._headers():
+                await self._read()
+        return self._headers()
+
+    def stale(self, headers: Mapping[str, str], *, urgent: bool) -> bool:  # noqa: ARG002 - a file is read at once
+        return headers != self._headers() or self._changed()
+
+    def _headers(self) -> Mapping[str, str]:
         return {"authorization": f"Bearer {self._token}"}
 
-    async def _read(self) -> str:
+    def _changed(self) -> bool:
+        path = self.server.bearer_from_file
+        return bool(path) and stamp(path) != self._stamp
+
+    async def _read(self) -> None:
         server = self.server
-        if server.bearer_from_file:
-            origin = f"the file {server.bearer_from_file}"
+        path = server.bearer_from_file
+        if path:
+            origin = f"the file {path}"
+            # Taken first: what is written while the file is read shows as a change afterwards.
+            self._stamp = stamp(path)
             try:
-                token = (await trio.Path(server.bearer_from_file).read_text("ascii")).strip()
+                token = (await trio.Path(path).read_text("ascii")).strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(
                     f"servers.{server.name}.bearerFromFile: {origin} cannot be read: {error}"
@@ -42,7 +79,7 @@ class _Bearer:
             token = os.environ.get(server.bearer_from_env, "").strip()
         if not token or not token.isascii() or not token.isprintable():
             raise UserError(f"servers.{server.name}: {origin} holds no usable bearer token")
-        return token
+        self._token = token
 
 
 @hookimpl(trylast=True)

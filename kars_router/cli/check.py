@@ -10,10 +10,11 @@ import click
 
 from kars_router.cli.errors import FOUND, UNDETERMINED
 from kars_router.cli.output import Output, clean, emit, output_option
+from kars_router.config.advice import advice
 from kars_router.config.converter import to_plain
 from kars_router.config.load import DEFAULT_FILE, default_path, load
 from kars_router.config.problems import InvalidConfigError
-from kars_router.errors import UserError
+from kars_router.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from kars_router.config.schema import Config
@@ -31,7 +32,7 @@ def command(context: click.Context, *, file: Path | None, connect: bool, output:
 
     \b
     Exit codes:
-      0  the file is valid (and, with --connect, every server answered)
+      0  the file is valid (and, with --connect, every server answered); there may be warnings
       1  the file is not valid or cannot be read
       3  with --connect: a server could not be reached
     """  # noqa: D301 (the backspace keeps click from filling the lines)
@@ -46,7 +47,15 @@ def command(context: click.Context, *, file: Path | None, connect: bool, output:
         problems = [{"path": each.path, "message": each.message} for each in error.found]
         emit({"valid": False, "problems": problems}, output, str)
         context.exit(FOUND)
-    _check_plugins(config)
+    try:
+        _check_plugins(config)
+    except ConfigError as error:
+        if output == "table":
+            raise
+        pairs = (problem.partition(": ") for problem in error.problems)
+        problems = [{"path": place, "message": message} for place, _, message in pairs]
+        emit({"valid": False, "problems": problems}, output, str)
+        context.exit(FOUND)
     answer: dict[str, object] = {"valid": True, "problems": [], "config": to_plain(config)}
     count = len(config.servers)
     lines = [f"{click.format_filename(path)}: valid, {count} server{'s'[: count != 1]}"]
@@ -54,6 +63,9 @@ def command(context: click.Context, *, file: Path | None, connect: bool, output:
     if connect:
         answer["servers"], reached = _probe(config, lines)
         status = 0 if reached else UNDETERMINED
+    warnings = advice(config)
+    answer["warnings"] = [{"path": where, "message": message} for where, message in warnings]
+    lines += [f"warning: {where}: {message}" for where, message in warnings]
     emit(answer, output, lambda: "\n".join(lines))
     context.exit(status)
 
@@ -63,16 +75,21 @@ def _check_plugins(config: Config) -> None:
 
     Raises:
         PluginError: a required plugin is missing, or options do not fit.
+        ConfigError: a policy cannot be used.
     """
+    from kars_router.hookspecs import GovernanceSettings
     from kars_router.plugins import Plugins
     from kars_router.telemetry import configure_logging
 
     configure_logging(level="error", style="console")
-    Plugins.load(
+    plugins = Plugins.load(
         blocked=config.plugins.blocked,
         required=config.plugins.required,
         options={name: dict(options) for name, options in config.plugins.options.items()},
     )
+    settings = GovernanceSettings(policies=config.policies)
+    plugins.governors(settings)
+    plugins.transformers(settings)
 
 
 def _probe(config: Config, lines: list[str]) -> tuple[list[dict[str, object]], bool]:

@@ -24,6 +24,11 @@ COMMANDS = {
     "plugins": "List the plugins, their hooks and their order.",
     "sessions": "List the sessions of a running router.",
     "top": "Watch the sessions of a running router.",
+    "approvals": "List calls that are held for approval, and decide on them.",
+    "policy": "Explain what policies decide about a call.",
+    "tools": "Pin the definitions of tools, and show what changed.",
+    "audit": "Check and show the record of calls.",
+    "egress": "Explain what egress a server needs.",
 }
 
 
@@ -67,6 +72,15 @@ def _debug_option() -> click.Option:
     )
 
 
+def _add_debug(command: click.Command) -> None:
+    """Whoever reads "use --debug" adds it at the end."""
+    if not any(option.name == "debug" for option in command.params):
+        command.params.append(_debug_option())
+    if isinstance(command, click.Group):
+        for each in command.commands.values():
+            _add_debug(each)
+
+
 class _Commands(click.Group):
     """A group that imports a command's module when the command is used."""
 
@@ -84,9 +98,7 @@ class _Commands(click.Group):
             return None
         command = importlib.import_module(f"kars_router.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
-        if not any(option.name == "debug" for option in command.params):
-            # Whoever reads "use --debug" adds it at the end.
-            command.params.append(_debug_option())
+        _add_debug(command)
         return command
 
     def format_commands(

@@ -18,6 +18,7 @@ from cattrs import Converter
 
 from kars_router.config.addresses import Address
 from kars_router.config.frozenmap import FrozenMap
+from kars_router.config.marks import NO_KEY, HeaderName
 from kars_router.config.problems import (
     InvalidConfigError,
     InvalidError,
@@ -29,7 +30,7 @@ from kars_router.config.problems import (
     suggest,
 )
 from kars_router.config.rules import RULES
-from kars_router.config.schema import Config, HeaderName, Server
+from kars_router.config.schema import Config, Server
 from kars_router.config.values import HOOKS, MARK_HOOKS, MARK_PLAIN, PLAIN, Hook, string_pairs
 
 T = TypeVar("T")
@@ -65,8 +66,8 @@ def structure_server(raw: object, path: Sequence[Key] = (), source: str = "") ->
         raise InvalidConfigError(found, source) from None
 
 
-def to_plain(config: Config | Server) -> dict[str, object]:
-    """A configuration as plain data for people: every key, defaults included.
+def to_plain(config: object) -> dict[str, object]:
+    """A configuration, or a section of one, as plain data for people: every key, with defaults.
 
     Values of `headers` and `env` and queries of URLs are hidden, since they may be secrets; all
     else, when structured again, gives an equal configuration.
@@ -90,7 +91,11 @@ def _structure(raw: object, cls: type[T]) -> T:
 
 def _fields(cls: type[Any]) -> dict[str, attrs.Attribute[Any]]:
     # Resolved annotations keep their marks: `Annotated` is an extra.
-    return {key_of(each.name): each for each in attrs.fields(attrs.resolve_types(cls))}
+    return {
+        key_of(each.name): each
+        for each in attrs.fields(attrs.resolve_types(cls))
+        if each.metadata != NO_KEY
+    }
 
 
 def _class_hook(cls: type[Any]) -> Hook:

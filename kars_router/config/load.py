@@ -24,6 +24,7 @@ from kars_router.config.problems import (
     render_path,
 )
 from kars_router.config.schema import Config
+from kars_router.config.tools_lock import with_pins
 
 DEFAULT_FILE = "kars.yaml"
 
@@ -50,6 +51,7 @@ def load(
     upstreams: Sequence[str] = (),
     overrides: Mapping[str, object] | None = None,
     environ: Mapping[str, str],
+    pinned: bool = True,
 ) -> Config:
     """Reads a file and lays flags over it. Blocks while it reads.
 
@@ -60,6 +62,7 @@ def load(
             file; they replace the file's. Problems name them as `--key`.
         environ: the environment, for `KARS_STATE_DIR`, `HOME` and the variables that the file
             names; those must be set.
+        pinned: whether the lock of tools is read; only who is about to write it does without.
 
     Returns:
         A configuration with at least one server, its paths absolute.
@@ -68,7 +71,7 @@ def load(
         ConfigError: with every problem (an `InvalidConfigError`, so with paths as values too).
     """
     if path is None:
-        return parse("", upstreams=upstreams, overrides=overrides, environ=environ)
+        return parse("", upstreams=upstreams, overrides=overrides, environ=environ, pinned=pinned)
     source = str(path)
     try:
         text = decode(_read(path))
@@ -81,6 +84,7 @@ def load(
         upstreams=upstreams,
         overrides=overrides,
         environ=environ,
+        pinned=pinned,
     )
 
 
@@ -92,6 +96,7 @@ def parse(
     upstreams: Sequence[str] = (),
     overrides: Mapping[str, object] | None = None,
     environ: Mapping[str, str] | None = None,
+    pinned: bool = True,
 ) -> Config:
     """Like `load`, from a text.
 
@@ -102,6 +107,7 @@ def parse(
         upstreams: as for `load`.
         overrides: as for `load`.
         environ: as for `load`; None leaves out the checks and defaults that need it.
+        pinned: as for `load`.
 
     Raises:
         ConfigError: with every problem.
@@ -118,6 +124,7 @@ def parse(
         upstreams=upstreams,
         overrides=overrides,
         environ=environ,
+        pinned=pinned,
     )
 
 
@@ -130,6 +137,7 @@ def build(
     upstreams: Sequence[str] = (),
     overrides: Mapping[str, object] | None = None,
     environ: Mapping[str, str] | None = None,
+    pinned: bool = True,
 ) -> Config:
     """Like `parse`, from plain data; `problems` are those already found in it.
 
@@ -158,7 +166,12 @@ def build(
     if found:
         found = [_name_flag(problem, flags) for problem in in_file_order(found, document)]
         raise InvalidConfigError(found, source)
-    return with_places(config, base or Path.cwd(), environ)
+    config = with_places(config, base or Path.cwd(), environ)
+    try:
+        return with_pins(config) if pinned else config
+    except InvalidError as error:
+        found = [_name_flag(problem, flags) for problem in error.problems]
+        raise InvalidConfigError(found, source) from None
 
 
 def changed_servers(old: Config, new: Config) -> Changes:

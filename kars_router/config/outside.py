@@ -9,15 +9,22 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, Final
 
+import attrs
 from attrs import evolve
 
+from kars_router.config.addresses import Address
 from kars_router.config.frozenmap import FrozenMap
 from kars_router.config.problems import Problem
-from kars_router.config.schema import Config, Server
+from kars_router.config.schema import Config
 from kars_router.config.values import ENV_NAME
+
+_OF_AGENTS: Final = ("tokenFromEnv",)
+_OF_SERVERS: Final = ("bearerFromEnv",)
+_OF_OAUTH: Final = ("clientIdFromEnv", "clientSecretFromEnv", "subjectTokenFromEnv")
 
 
 def outside_problems(
@@ -30,21 +37,36 @@ def outside_problems(
         base: the directory that relative paths start from.
         environ: the environment; None looks nothing up.
     """
+    if environ is None:
+        return
+    yield from _variables(document.get("agentAuth"), _OF_AGENTS, ("agentAuth",), environ)
     servers = document.get("servers")
-    if environ is None or not isinstance(servers, Mapping):
+    if not isinstance(servers, Mapping):
         return
     for name, server in servers.items():
         if not isinstance(name, str) or not isinstance(server, Mapping):
             continue
-        variable, authorities = server.get("bearerFromEnv"), server.get("caFile")
+        yield from _variables(server, _OF_SERVERS, ("servers", name), environ)
+        yield from _variables(server.get("oauth"), _OF_OAUTH, ("servers", name, "oauth"), environ)
+        for section, path in ((server, ()), (server.get("oauth"), ("oauth",))):
+            file = section.get("caFile") if isinstance(section, Mapping) else None
+            if isinstance(file, str) and file.isprintable() and file:
+                complaint = _check_authorities(_absolute(Path(file), base, environ))
+                if complaint:
+                    yield Problem(("servers", name, *path, "caFile"), complaint)
+
+
+def _variables(
+    section: object, keys: Iterable[str], path: tuple[str, ...], environ: Mapping[str, str]
+) -> Iterator[Problem]:
+    if not isinstance(section, Mapping):
+        return
+    for key in keys:
+        variable = section.get(key)
         if isinstance(variable, str) and ENV_NAME.match(variable):
             complaint = _check_token(variable, environ.get(variable))
             if complaint:
-                yield Problem(("servers", name, "bearerFromEnv"), complaint)
-        if isinstance(authorities, str) and authorities.isprintable() and authorities:
-            complaint = _check_authorities(_absolute(Path(authorities), base, environ))
-            if complaint:
-                yield Problem(("servers", name, "caFile"), complaint)
+                yield Problem((*path, key), complaint)
 
 
 def _check_token(variable: str, token: str | None) -> str | None:
@@ -79,19 +101,20 @@ def with_places(config: Config, base: Path, environ: Mapping[str, str] | None) -
         environ: for `HOME` and `KARS_STATE_DIR`.
     """
 
-    def place(path: Path | None) -> Path | None:
-        return path and _absolute(path, base, environ)
+    def placed(section: Any) -> Any:
+        """Its files and those of the sections in it."""
+        changes: dict[str, Any] = {}
+        for each in attrs.fields(type(section)):
+            value = getattr(section, each.name)
+            if isinstance(value, Path):
+                changes[each.name] = _absolute(value, base, environ)
+            elif attrs.has(type(value)) and not isinstance(value, Address):
+                changes[each.name] = placed(value)
+        return evolve(section, **changes)
 
-    servers: dict[str, Server] = {
-        name: evolve(
-            server,
-            ca_file=place(server.ca_file),
-            bearer_from_file=place(server.bearer_from_file),
-        )
-        for name, server in config.servers.items()
-    }
-    state = place(config.state) or _default_state(environ or {})
-    return evolve(config, servers=FrozenMap(servers), state=state)
+    servers = {name: placed(server) for name, server in config.servers.items()}
+    config = evolve(placed(config), servers=FrozenMap(servers))
+    return evolve(config, state=config.state or _default_state(environ or {}))
 
 
 def _absolute(path: Path, base: Path, environ: Mapping[str, str] | None) -> Path:

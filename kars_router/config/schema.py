@@ -10,31 +10,37 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from attrs import field, frozen
 
 from kars_router.config.addresses import Address, hide_query
+from kars_router.config.auth import AgentAuth, OAuth
 from kars_router.config.frozenmap import FrozenMap
-
-# How a plain value is read; `converter` holds one hook for each.
-Duration = Annotated[float, "duration"]
-Size = Annotated[int, "size"]
-Count = Annotated[int, "count"]
-Name = Annotated[str, "name"]
-ServerKey = Annotated[str, "server name"]
-Glob = Annotated[str, "glob"]
-Url = Annotated[str, "url"]
-EnvName = Annotated[str, "environment variable"]
-HeaderName = Annotated[str, "header name"]
-HeaderValue = Annotated[str, "header value"]
-Secret = Annotated[str, "secret"]
-Host = Annotated[str, "host"]
-Origin = Annotated[str, "origin"]
-Command = Annotated[tuple[str, ...], "command"]
-Json = Annotated[object, "json"]
+from kars_router.config.marks import (
+    NO_KEY,
+    Command,
+    Count,
+    Duration,
+    EnvName,
+    Glob,
+    HeaderName,
+    HeaderValue,
+    Host,
+    Json,
+    Name,
+    Network,
+    Origin,
+    Secret,
+    ServerKey,
+    Size,
+    Url,
+)
+from kars_router.config.toolpolicy import ToolPolicy
+from kars_router.pinning import Pin
 
 _NOTHING: FrozenMap[Any, Any] = FrozenMap()
+_NO_AUTH = AgentAuth()
 _AGENTS_HERE = Address("127.0.0.1", 8443)
 _ADMIN_HERE = Address("127.0.0.1", 9090)
 
@@ -131,14 +137,17 @@ class Server:
         allowed_prompts: patterns of the prompts that agents may list and get; None likewise.
         bearer_from_env: name of the variable that holds the bearer token.
         bearer_from_file: file that holds the bearer token; excludes `bearer_from_env`.
-        oauth: not in this release; always None.
+        oauth: how tokens for it are got from an authorization server; excludes the two above.
         headers: further request headers.
+        allowed_networks: private networks that the URL's name may lead to, as CIDR blocks.
         ca_file: certificate authorities (PEM) to trust for this server beside the system's.
         session_scope: one upstream session for each agent session, or one for all.
         on_session_loss: whether calls that were not executed are made again.
         timeouts: patience, in seconds.
         max_connections: most connections open at once, at least 1.
         listen_silence: seconds that a GET stream may be silent before it is probed with a ping.
+        pins: the accepted definitions by tool, from `tools_lock`; None if no lock is named. Not
+            a key of the file.
     """
 
     url: Url | None = field(default=None, repr=lambda url: repr(url and hide_query(url)))
@@ -152,14 +161,16 @@ class Server:
     allowed_prompts: tuple[Glob, ...] | None = None
     bearer_from_env: EnvName | None = None
     bearer_from_file: Path | None = None
-    oauth: FrozenMap[str, Json] | None = None
+    oauth: OAuth | None = None
     headers: FrozenMap[HeaderName, HeaderValue] = field(default=_NOTHING, repr=False)
+    allowed_networks: tuple[Network, ...] = ()
     ca_file: Path | None = None
     session_scope: SessionScope = SessionScope.AGENT
     on_session_loss: OnSessionLoss = OnSessionLoss.REPLAY
     timeouts: Timeouts = Timeouts()
     max_connections: Count = 64
     listen_silence: Duration = 600.0
+    pins: FrozenMap[str, Pin] | None = field(default=None, repr=False, metadata=NO_KEY)
 
 
 @frozen(kw_only=True)
@@ -175,6 +186,72 @@ class Plugins:
     blocked: tuple[Name, ...] = ()
     required: tuple[Name, ...] = ()
     options: FrozenMap[Name, FrozenMap[str, Json]] = _NOTHING
+
+
+class AuditContent(enum.StrEnum):
+    """What an audit record holds of a call beside digests."""
+
+    DIGEST = "digest"
+    ARGUMENTS = "arguments"
+    ALL = "all"
+
+
+class Fsync(enum.StrEnum):
+    """When records are forced to the disk; the operating system has them before a call goes on."""
+
+    ALWAYS = "always"
+    INTERVAL = "interval"
+    NEVER = "never"
+
+
+class OnAuditFailure(enum.StrEnum):
+    """What becomes of calls that cannot be recorded."""
+
+    DENY = "deny"
+    ALLOW = "allow"
+
+
+@frozen(kw_only=True)
+class Audit:
+    """The record of all calls.
+
+    Attributes:
+        path: the file; older ones stand beside it with a number.
+        content: what is recorded of arguments and results beside their digests.
+        fsync: when the file is forced to the disk.
+        fsync_interval: seconds between two times, with `interval`.
+        rotate: bytes after which a new file is begun; the chain goes on in it.
+        keep: how many older files are kept; None for all.
+        checkpoint: records after which the chain is signed; also done at each rotation and stop.
+        on_failure: what becomes of calls that cannot be recorded.
+        signing_key: the Ed25519 key (PEM); None for one in the state directory, made if need be.
+    """
+
+    path: Path = Path("audit.jsonl")
+    content: AuditContent = AuditContent.DIGEST
+    fsync: Fsync = Fsync.INTERVAL
+    fsync_interval: Duration = 1.0
+    rotate: Size = 64 << 20
+    keep: Count | None = None
+    checkpoint: Count = 256
+    on_failure: OnAuditFailure = OnAuditFailure.DENY
+    signing_key: Path | None = None
+
+
+@frozen(kw_only=True)
+class Governance:
+    """Patience with those who decide on calls.
+
+    Attributes:
+        deadline: seconds for each governor, before and after a call; then it has said no.
+        approval: seconds for a person to decide, unless the policy says otherwise; then the answer
+            is no.
+        held_calls: calls that wait for a person at once; one more is denied.
+    """
+
+    deadline: Duration = 5.0
+    approval: Duration = 900.0
+    held_calls: Count = 64
 
 
 @frozen(kw_only=True)
@@ -238,9 +315,12 @@ class Config:
         listen: where agents are served.
         admin: where health, metrics and status are served; None for nowhere.
         servers: the upstream servers by name.
-        policies: not in this release; always empty.
+        agent_auth: what agents have to show; nothing by default, on loopback.
+        policies: rules that calls have to pass, first those of the list, then those of plugins.
+        governance: patience with governors and with people who decide.
+        tools_lock: file with the tool definitions that were accepted; others are withheld.
         plugins: what is loaded.
-        audit: not in this release; always None.
+        audit: where calls are recorded; None for nowhere.
         state: directory of the session key and the session records; None if neither the file
             nor the environment says where, so that nothing outlives the process.
         allowed_hosts: Host values accepted beside the loopback ones.
@@ -255,9 +335,12 @@ class Config:
     listen: Address = _AGENTS_HERE
     admin: Address | None = _ADMIN_HERE
     servers: FrozenMap[ServerKey, Server] = _NOTHING
-    policies: tuple[Json, ...] = ()
+    agent_auth: AgentAuth = _NO_AUTH
+    policies: tuple[ToolPolicy, ...] = ()
+    governance: Governance = Governance()
+    tools_lock: Path | None = None
     plugins: Plugins = Plugins()
-    audit: FrozenMap[str, Json] | None = None
+    audit: Audit | None = None
     state: Path | None = None
     allowed_hosts: tuple[Host, ...] = ()
     allowed_origins: tuple[Origin, ...] = ()
@@ -266,3 +349,13 @@ class Config:
     shutdown_grace: Duration = 25.0
     log: Log = Log()
     reload: bool = True
+
+    @property
+    def pins(self) -> dict[str, dict[str, str]] | None:
+        """Digests of the accepted definitions by server and tool; None if no lock is named."""
+        if self.tools_lock is None:
+            return None
+        return {
+            name: {tool: pin.digest for tool, pin in (server.pins or {}).items()}
+            for name, server in self.servers.items()
+        }

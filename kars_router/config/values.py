@@ -7,13 +7,16 @@ raises `InvalidError` with a sentence. Hooks of values that may be secrets never
 from __future__ import annotations
 
 import enum
+import ipaddress
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kars_router.config import addresses, globs, headers, schema, units
+from kars_router.config import addresses, globs, headers, marks, units
 from kars_router.config.frozenmap import FrozenMap
 from kars_router.config.problems import InvalidError, Problem, invalid, kind_of, show, suggest
 
@@ -23,6 +26,9 @@ Hook = Callable[[object, Any], Any]
 HIDDEN = "(hidden)"
 LARGEST_COUNT = 1_000_000
 DEEPEST_OPTION = 32
+LONGEST_SENTENCE = 4096
+_POINTER = re.compile(r"(/([^/~]|~[01])*)+\Z")
+_SCOPE = re.compile(r"[!#-\[\]-~]{1,256}\Z")  # RFC 6749 section 3.3
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}\Z")
 
 _SERVER_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
@@ -69,6 +75,60 @@ def _count(raw: object, _: Any) -> int:
     if not 1 <= raw <= LARGEST_COUNT:
         raise invalid(f"must be from 1 to {LARGEST_COUNT}, not {show(raw)}")
     return raw
+
+
+def _priority(raw: object, _: Any) -> int:
+    if not isinstance(raw, int) or isinstance(raw, bool) or abs(raw) > LARGEST_COUNT:
+        raise invalid(
+            f"must be a whole number from -{LARGEST_COUNT} to {LARGEST_COUNT}, not {show(raw)}"
+        )
+    return raw
+
+
+def _sentence(raw: object, _: Any) -> str:
+    text = _string(raw).strip()
+    if not text or len(text) > LONGEST_SENTENCE:
+        raise invalid(f"must have 1 to {LONGEST_SENTENCE} characters")
+    return text
+
+
+def _regex(raw: object, _: Any) -> str:
+    text = _string(raw)
+    try:
+        with warnings.catch_warnings():
+            # What will mean something else in a later Python must not silently change.
+            warnings.simplefilter("error")
+            compiled = re.compile(text)
+    except (re.error, Warning) as error:
+        # The sentence may repeat characters of the expression.
+        said = "".join(each if each.isprintable() else "?" for each in str(error))
+        raise invalid(f"is no regular expression: {said}") from None
+    except (RecursionError, OverflowError):
+        raise invalid("is no regular expression that can be compiled") from None
+    if compiled.match(""):
+        raise invalid("matches the empty string, so that it would match everywhere")
+    return text
+
+
+def _network(raw: object, _: Any) -> str:
+    text = _string(raw)
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError:
+        with suppress(ValueError):
+            meant = ipaddress.ip_network(text, strict=False)
+            raise invalid(f"has bits beyond its prefix; write {meant}") from None
+        raise invalid(f"must be a network such as 10.0.0.0/8, not {show(raw)}") from None
+
+
+def _http_url(raw: object, _: Any) -> str:
+    text = _hidden_string(raw)
+    if not re.match(r"https?://", text, re.IGNORECASE):
+        raise invalid("must start with http:// or https://")
+    try:
+        return addresses.parse_url(text)
+    except ValueError as error:
+        raise invalid(str(error)) from None
 
 
 def _path(raw: object, _: Any) -> Path:
@@ -194,27 +254,37 @@ HOOKS: tuple[tuple[Any, Hook], ...] = (
     (addresses.Address, _parsed(addresses.parse_listen)),
 )
 MARK_HOOKS: tuple[tuple[Any, Hook], ...] = (
-    (schema.Duration, _quantity(units.parse_duration)),
-    (schema.Size, _quantity(units.parse_size)),
-    (schema.Count, _count),
-    (schema.Name, _matching(_NAME, "must be a name: letters, digits, dots, dashes, underscores")),
+    (marks.Duration, _quantity(units.parse_duration)),
+    (marks.Size, _quantity(units.parse_size)),
+    (marks.Count, _count),
+    (marks.Name, _matching(_NAME, "must be a name: letters, digits, dots, dashes, underscores")),
     (
-        schema.ServerKey,
+        marks.ServerKey,
         _matching(
             _SERVER_NAME,
             "is not a server name: it takes 1 to 63 lower-case letters, digits or inner dashes",
         ),
     ),
-    (schema.Glob, _checked(globs.check_glob)),
-    (schema.Url, _parsed(addresses.parse_url, _hidden_string)),
-    (schema.EnvName, _env_name),
-    (schema.HeaderName, _checked(headers.check_header_name)),
-    (schema.HeaderValue, _checked(headers.check_header_value, _hidden_string)),
-    (schema.Secret, _hidden_string),
-    (schema.Host, _parsed(addresses.parse_host)),
-    (schema.Origin, _parsed(addresses.parse_origin)),
-    (schema.Command, _command),
-    (schema.Json, _json),
+    (marks.Glob, _checked(globs.check_glob)),
+    (marks.Url, _parsed(addresses.parse_url, _hidden_string)),
+    (marks.HttpUrl, _http_url),
+    (marks.EnvName, _env_name),
+    (marks.HeaderName, _checked(headers.check_header_name)),
+    (marks.HeaderValue, _checked(headers.check_header_value, _hidden_string)),
+    (marks.Secret, _hidden_string),
+    (marks.Host, _parsed(addresses.parse_host)),
+    (marks.Origin, _parsed(addresses.parse_origin)),
+    (marks.Command, _command),
+    (marks.Json, _json),
+    (marks.Priority, _priority),
+    (marks.Sentence, _sentence),
+    (marks.Regex, _regex),
+    (marks.Network, _network),
+    (
+        marks.Pointer,
+        _matching(_POINTER, "must be a JSON pointer: each step is / and a name, ~ is ~0, / is ~1"),
+    ),
+    (marks.Scope, _matching(_SCOPE, "must be a scope: printable ASCII without spaces and quotes")),
 )
 
 # Back to plain data; what is not named here is plain already.
@@ -224,10 +294,11 @@ PLAIN: tuple[tuple[Any, Callable[[Any], object]], ...] = (
     (enum.StrEnum, lambda member: member.value),
 )
 MARK_PLAIN: tuple[tuple[Any, Callable[[Any], object]], ...] = (
-    (schema.Duration, units.format_duration),
-    (schema.Size, units.format_size),
-    (schema.Url, addresses.hide_query),
-    (schema.HeaderValue, lambda _: HIDDEN),
-    (schema.Secret, lambda _: HIDDEN),
-    (schema.Json, _thaw),
+    (marks.Duration, units.format_duration),
+    (marks.Size, units.format_size),
+    (marks.Url, addresses.hide_query),
+    (marks.HttpUrl, addresses.hide_query),
+    (marks.HeaderValue, lambda _: HIDDEN),
+    (marks.Secret, lambda _: HIDDEN),
+    (marks.Json, _thaw),
 )

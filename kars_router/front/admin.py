@@ -1,6 +1,6 @@
-"""The operator's address: health, metrics, live sessions.
+"""The operator's address: health, metrics, live sessions, held calls, the status page.
 
-Must not offer anything that changes the router, nor show ids on the wire, URLs or tokens.
+What changes anything needs the admin token. Must not show ids on the wire, URLs or tokens.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from typing import Any, Final
 import attrs
 import trio
 
+from kars_router.front import status_page
 from kars_router.front.agents import AgentRegistry
+from kars_router.front.approvals_api import PATH as APPROVALS
+from kars_router.front.approvals_api import ApprovalsApi
 from kars_router.front.exchange import JSON, Exchange, Header, Receive, Scope, Send, accept_lifespan
 from kars_router.front.guard import Guard, is_address
+from kars_router.front.policy_status import PolicyStatus
 from kars_router.session.supervisor import Supervisor
 from kars_router.telemetry import METRICS_TYPE, Metrics
 from kars_router.wire import jsonrpc
@@ -30,6 +34,9 @@ class AdminApp:
         metrics: what `/metrics` shows.
         guard: says who may talk.
         stopping: whether the router is on its way out.
+        approvals: serves the held calls.
+        policy: what is enforced.
+        sick: what is wrong with the record of calls; "" if nothing is.
     """
 
     def __init__(
@@ -40,18 +47,26 @@ class AdminApp:
         *,
         guard: Guard,
         stopping: Callable[[], bool],
+        approvals: ApprovalsApi,
+        policy: PolicyStatus,
+        sick: Callable[[], str],
     ) -> None:
         self._supervisor = supervisor
         self._agents = agents
         self._metrics = metrics
         self._guard = guard
         self._stopping = stopping
+        self._approvals = approvals
+        self._policy = policy
+        self._sick = sick
         self._routes: dict[str, Callable[[Exchange], Any]] = {
             "/healthz": self._health,
             "/readyz": self._ready,
             "/metrics": self._show_metrics,
             "/api/v1/servers": self._servers,
             "/api/v1/sessions": self._sessions,
+            "/api/v1/policy-status": self._policy_status,
+            "/": status_page.show,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,6 +86,8 @@ class AdminApp:
         route = self._routes.get(exchange.path)
         if status is not None:
             await exchange.respond(status, b"this Origin or Host is not allowed\n", (_TEXT,))
+        elif exchange.path == APPROVALS or exchange.path.startswith(f"{APPROVALS}/"):
+            await self._approvals(exchange)
         elif route is None:
             await exchange.respond(404, b"not found\n", (_TEXT,))
         elif exchange.method not in ("GET", "HEAD"):
@@ -79,7 +96,10 @@ class AdminApp:
             await route(exchange)
 
     async def _health(self, exchange: Exchange) -> None:
-        await exchange.respond(200, b"ok\n", (_TEXT,))
+        # Alive all the same: a restart would not mend what is wrong with a disk.
+        sick = self._sick()
+        text = f"the record of calls cannot be written: {sick}\n" if sick else "ok\n"
+        await exchange.respond(200, text.encode(), (_TEXT,))
 
     async def _ready(self, exchange: Exchange) -> None:
         waiting = [n for n, r in self._supervisor.servers.items() if not r.tried.is_set()]
@@ -88,8 +108,14 @@ class AdminApp:
         elif waiting:
             text = f"starting: {', '.join(waiting)}\n".encode()
             await exchange.respond(503, text, (_TEXT,))
+        elif sick := self._sick():
+            text = f"the record of calls cannot be written: {sick}\n".encode()
+            await exchange.respond(503, text, (_TEXT,))
         else:
             await exchange.respond(200, b"ok\n", (_TEXT,))
+
+    async def _policy_status(self, exchange: Exchange) -> None:
+        await exchange.respond(200, jsonrpc.encode(self._policy.document()), (JSON,))
 
     async def _show_metrics(self, exchange: Exchange) -> None:
         kind: Header = (b"content-type", METRICS_TYPE.encode())
@@ -103,6 +129,7 @@ class AdminApp:
                 "error": runtime.error,
                 "tools": len(runtime.catalogue.tools),
                 "hidden": runtime.catalogue.hidden,
+                "withheld": [{"tool": t, "reason": r} for t, r in runtime.withheld.items()],
                 "sessionScope": runtime.settings.session_scope.value,
             }
             for name, runtime in self._supervisor.servers.items()

@@ -169,7 +169,13 @@ class AgentRegistry:
         return list(self._live.values())
 
     def create(
-        self, revision: str, endpoint: str, client: str, capabilities: bytes = b"{}"
+        self,
+        revision: str,
+        endpoint: str,
+        client: str,
+        capabilities: bytes = b"{}",
+        *,
+        owner: str = "",
     ) -> tuple[str, AgentSession]:
         """Makes a session.
 
@@ -178,6 +184,7 @@ class AgentRegistry:
             endpoint: the one server it is for, or "" for all.
             client: what the client calls itself.
             capabilities: what it declared, as a JSON object short enough for a header.
+            owner: whose it is, as `Principal.owner`; nobody else can use it.
 
         Returns:
             its id on the wire and the session.
@@ -193,6 +200,7 @@ class AgentRegistry:
             self._clock(),
             client[:_CLIENT_NAME],
             capabilities.decode(),
+            owner,
         )
         session = self._add(ticket)
         log().info(
@@ -204,17 +212,22 @@ class AgentRegistry:
         )
         return self._sealer.seal(ticket), session
 
-    def find(self, session_id: str, endpoint: str) -> AgentSession | None:
+    def find(self, session_id: str, endpoint: str, owner: str = "") -> AgentSession | None:
         """The session of an id, rebuilt if an earlier process had made it.
 
+        Args:
+            session_id: its id on the wire.
+            endpoint: the one server that is spoken to, or "" for all.
+            owner: who asks for it, as `Principal.owner`.
+
         Returns:
-            None if the id is foreign, expired, ended, or for another endpoint.
+            None if the id is foreign, expired, ended, for another endpoint, or somebody else's.
 
         Raises:
             TooManySessionsError: it would have to be rebuilt, and the limit is reached.
         """
         ticket = self._sealer.open(session_id)
-        if ticket is None or ticket.endpoint != endpoint:
+        if ticket is None or (ticket.endpoint, ticket.owner) != (endpoint, owner):
             return None
         session = self._live.get(ticket.agent)
         if self._clock() - ticket.created > self.lifetime:

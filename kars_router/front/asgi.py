@@ -13,6 +13,8 @@ from __future__ import annotations
 from typing import Final
 
 from kars_router.errors import AgentError
+from kars_router.front.auth import AgentGate
+from kars_router.front.bearer import take_authorization
 from kars_router.front.exchange import (
     JSON,
     BodyTooLargeError,
@@ -46,6 +48,7 @@ class AgentApp:
         guard: says who may talk.
         body_limit: most bytes of a request's body.
         stateless: handles requests of stateless-era agents; None for a router without them.
+        gate: lets in who shows the right token; None for a router that asks for none.
     """
 
     def __init__(
@@ -56,9 +59,11 @@ class AgentApp:
         *,
         body_limit: int,
         stateless: StatelessServer | None = None,
+        gate: AgentGate | None = None,
     ) -> None:
         self.body_limit = body_limit
         self.guard = guard
+        self.gate = gate
         self._legacy = legacy
         self._stateless = stateless
         self._supervisor = supervisor
@@ -94,6 +99,10 @@ class AgentApp:
         if status is not None:
             header = "Origin" if status == FORBIDDEN else "Host"
             raise AgentError(jsonrpc.INVALID_REQUEST, f"this {header} is not allowed", status)
+        # Taken from the request even where none is asked for: it is for nobody behind this point.
+        shown = take_authorization(exchange)
+        if self.gate is not None and not await self.gate.admit(exchange, shown):
+            return
         endpoint = self._endpoint(exchange.path)
         if exchange.method == "POST":
             _check_post(exchange)

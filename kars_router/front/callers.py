@@ -7,12 +7,17 @@ or asked is each era's own. Must not know HTTP.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Final
 
 from attrs import define, field, frozen
 
+from kars_router.barriers import TransformError
 from kars_router.front.view import View
 from kars_router.session.caller import Caller, Reply, refusal
-from kars_router.wire import capabilities
+from kars_router.wire import capabilities, jsonrpc
+
+_INTERNAL: Final = jsonrpc.INTERNAL_ERROR
 
 
 @frozen(kw_only=True)
@@ -23,11 +28,15 @@ class Requester:
         agent: identifier of the agent, as the upstream side knows it.
         endpoint: the one server that it speaks to, or "" for all.
         client: what its client calls itself; untrusted.
+        subject: who it proved to be; "" if it had to prove nothing.
+        scopes: what its token allows.
     """
 
     agent: str
     endpoint: str
     client: str = ""
+    subject: str = ""
+    scopes: tuple[str, ...] = ()
 
 
 @define(eq=False, kw_only=True)
@@ -37,10 +46,13 @@ class AgentCaller(Caller, ABC):
     Attributes:
         view: names and URIs as this agent sees them.
         server: the server that the request goes to; set once that is known.
+        censor: changes what the server says before the agent sees it, or None. Raises
+            TransformError for what must not be seen.
     """
 
     view: View
     server: str = field(default="")
+    censor: Callable[[bytes], bytes] | None = field(default=None)
 
     def begin(self) -> bool:
         """Told that the request is about to leave; False if its agent is gone, so it must not."""
@@ -48,6 +60,11 @@ class AgentCaller(Caller, ABC):
 
     def notify(self, method: str, params: bytes) -> None:
         """See `Caller.notify`."""
+        if self.censor is not None:
+            try:
+                params = self.censor(params)
+            except TransformError:
+                return  # counted and logged where it failed
         self.tell(method, self.view.told(self.server, method, params))
 
     async def ask(self, method: str, params: bytes) -> Reply:
@@ -55,6 +72,11 @@ class AgentCaller(Caller, ABC):
         missing = capabilities.allows(self.capabilities, method, params)
         if missing is not None:
             return refusal(f"the client does not offer {missing}")
+        if self.censor is not None:
+            try:
+                params = self.censor(params)
+            except TransformError:
+                return refusal("the question could not be checked for secrets", _INTERNAL)
         return await self.put(method, self.view.asked(self.server, method, params))
 
     @abstractmethod

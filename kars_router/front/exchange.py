@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import trio
 
+from kars_router.front.principal import NOBODY
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -46,6 +48,7 @@ class Exchange:
         method: the HTTP method.
         path: the decoded path.
         headers: by lower-case name; repeated ones joined (RFC 9110, section 5.3).
+        principal: who makes it, as far as a token has proved it.
         started: whether the response has begun.
         gone: whether the peer is known to have left.
     """
@@ -59,6 +62,7 @@ class Exchange:
             before = self.headers.get(name)
             self.headers[name] = value if before is None else b"%b, %b" % (before, value)
         self.query: bytes = scope.get("query_string", b"")
+        self.principal = NOBODY
         self.started = False
         self.gone = False
         self._receive = receive

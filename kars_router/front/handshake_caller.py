@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from kars_router.front.agents import AgentSession
 from kars_router.front.callers import AgentCaller, Requester
+from kars_router.front.principal import NOBODY, Principal
 from kars_router.front.streams import Outlet
 from kars_router.front.view import View, view_of
 from kars_router.session.caller import Caller, Reply
@@ -116,6 +117,12 @@ class HandshakePort:
         self.view = view_of(ticket.endpoint)
         self.who = Requester(agent=ticket.agent, endpoint=ticket.endpoint, client=ticket.client)
         self.capabilities = ticket.capabilities.encode()
+
+    def known_as(self, principal: Principal) -> Requester:
+        """The agent, as a request names it whose token proves this."""
+        if principal is NOBODY:
+            return self.who
+        return evolve(self.who, subject=principal.subject, scopes=principal.scopes)
 
     def notify(self, server: str, method: str, params: bytes) -> None:
         """See `AgentPort.notify`; servers that the agent does not speak to are left out."""

@@ -3,13 +3,14 @@
 This era has no sessions, but servers of the other one have, and an agent must find its own again.
 So each request is somebody's. The first of these that is there decides:
 
-1. `principal:NAME`: whom a middleware in front of the router has authenticated. It sets
+1. `subject:ISSUER NAME`: whom the request's token names, where tokens are asked for.
+2. `principal:NAME`: whom a middleware in front of the router has authenticated. It sets
    `scope["state"]["kars.principal"]`, a string.
-2. `certificate:NAME`: the name in the client certificate that the TLS listener has verified (the
+3. `certificate:NAME`: the name in the client certificate that the TLS listener has verified (the
    ASGI `tls` extension).
-3. `agent:KEY`: what the request says in `_meta["kars.azure.com/agent"]`, at most 128 characters.
+4. `agent:KEY`: what the request says in `_meta["kars.azure.com/agent"]`, at most 128 characters.
    Anybody can say anything there; it tells apart agents that trust each other.
-4. `listener`: nobody in particular. All of them are one agent, which is the normal case in a pod.
+5. `listener`: nobody in particular. All of them are one agent, which is the normal case in a pod.
 
 No key can make an agent out to be a principal, for each has its own prefix. Must not know HTTP
 methods or what is said in a request.
@@ -28,6 +29,7 @@ from attrs import define, field
 from kars_router.errors import AgentError
 from kars_router.front import declared
 from kars_router.front.exchange import Scope
+from kars_router.front.principal import NOBODY, Principal
 from kars_router.session.caller import AgentPort, Caller
 from kars_router.telemetry import log
 from kars_router.wire import jsonrpc, raw
@@ -43,16 +45,19 @@ _SWEEP_SECONDS: Final = 15.0
 _ABANDONED_SECONDS: Final = 60.0
 
 
-def identity_of(scope: Scope, params: bytes) -> str:
+def identity_of(scope: Scope, params: bytes, proved: Principal = NOBODY) -> str:
     """Who makes a request.
 
     Args:
         scope: what the ASGI server and the middleware say of it.
         params: the request's params as JSON, with its `_meta`; or empty.
+        proved: whom its token names.
 
     Raises:
         AgentError: the key is no string of 1 to 128 characters.
     """
+    if proved.subject:
+        return proved.identity
     principal = _member(scope.get("state"), PRINCIPAL_KEY)
     if isinstance(principal, str) and principal:
         return f"principal:{principal}"

@@ -18,6 +18,7 @@ import trio
 from kars_router.errors import AgentError
 from kars_router.front import declared
 from kars_router.front.agents import AgentRegistry, AgentSession, TooManySessionsError
+from kars_router.front.callers import Requester
 from kars_router.front.exchange import JSON, Exchange, Header
 from kars_router.front.handshake_caller import HandshakePort
 from kars_router.front.operations import Operations, members, text
@@ -130,7 +131,7 @@ class LegacyServer:
                 status=400,
             )
         try:
-            session = self._agents.find(session_id, endpoint)
+            session = self._agents.find(session_id, endpoint, exchange.principal.owner)
         except TooManySessionsError as error:
             raise self._too_many() from error
         if session is None:
@@ -157,7 +158,9 @@ class LegacyServer:
             raise AgentError(jsonrpc.REFUSED, "the router is shutting down", status=503)
         capabilities = await self._operations.capabilities(endpoint)
         try:
-            session_id, session = self._agents.create(revision, endpoint, name, offered)
+            session_id, session = self._agents.create(
+                revision, endpoint, name, offered, owner=exchange.principal.owner
+            )
         except TooManySessionsError as error:
             raise self._too_many() from error
         self.join(session)
@@ -250,14 +253,16 @@ class LegacyServer:
         self, session: AgentSession, message: Message, outlet: Outlet
     ) -> bytes | None:
         port = self.join(session)
+        # Scopes are the request's own: the next one may show another token of the same subject.
+        who = port.known_as(outlet.exchange.principal)
         if message.method in _LOCAL:
-            wrong = await self._do(session, port, message)
+            wrong = await self._do(session, who, message)
             empty = jsonrpc.result(message.id, b"{}")
             return empty if wrong is None else jsonrpc.error(message.id, wrong)
         caller = port.caller(outlet)
         session.requests[message.id] = caller
         try:
-            done = await self._operations.perform(port.who, message.method, message.params, caller)
+            done = await self._operations.perform(who, message.method, message.params, caller)
         finally:
             session.questions.end(caller)
             if session.requests.get(message.id) is caller:
@@ -271,20 +276,18 @@ class LegacyServer:
             return jsonrpc.error(message.id, done.error)
         return jsonrpc.result(message.id, done.result or b"{}")
 
-    async def _do(
-        self, session: AgentSession, port: HandshakePort, message: Message
-    ) -> bytes | None:
+    async def _do(self, session: AgentSession, who: Requester, message: Message) -> bytes | None:
         """Does what the router can do by itself; says what is wrong, as a JSON-RPC error object."""
         wrong: bytes | None = None
         match message.method:
             case "initialize":
                 raise AgentError(jsonrpc.INVALID_REQUEST, "initialize cannot be part of a batch")
             case "logging/setLevel":
-                self._set_level(session, port, message.params)
+                self._set_level(session, message.params)
             case "resources/subscribe":
-                wrong = await self._operations.subscribe(port.who, message.params)
+                wrong = await self._operations.subscribe(who, message.params)
             case "resources/unsubscribe":
-                self._operations.unsubscribe(port.who, message.params)
+                self._operations.unsubscribe(who, message.params)
             case _:
                 pass  # a ping
         return wrong
@@ -303,12 +306,12 @@ class LegacyServer:
             if caller is not None:
                 caller.withdraw(reason if reason.startswith(b'"') else b"")
 
-    def _set_level(self, session: AgentSession, port: HandshakePort, params: bytes) -> None:
+    def _set_level(self, session: AgentSession, params: bytes) -> None:
         level = text(members(params).get("level"))
         if level not in levels.LEVELS:
             known = ", ".join(levels.LEVELS)
             raise AgentError(jsonrpc.INVALID_PARAMS, f"the level must be one of {known}")
-        port.log_level = level
+        self.join(session).log_level = level
         self._supervisor.set_log_level(session.agent)
 
     def _too_many(self) -> AgentError:

@@ -8,9 +8,9 @@ Source: MCP 2025-11-25 and 2026-07-28 "Tools", "Prompts", "Resources", "Completi
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import trio
@@ -19,8 +19,10 @@ from attrs import evolve, frozen
 from kars_router.errors import AgentError
 from kars_router.front import results
 from kars_router.front.callers import AgentCaller, Requester
+from kars_router.front.governed import governed, perform
 from kars_router.front.lists import PROMPTS, RESOURCES, TEMPLATES, Kind, Lists
 from kars_router.front.tools import ToolView
+from kars_router.governance.runner import Governance
 from kars_router.model import CallOutcome, Fate, Tool, ToolCall
 from kars_router.session.requests import CALL, Request
 from kars_router.session.server import ServerRuntime
@@ -65,6 +67,7 @@ class Operations:
 
     Args:
         supervisor: the upstream side.
+        governance: decides on calls and records them.
         limit: most requests at once, answers that are not sent yet included.
 
     Attributes:
@@ -73,8 +76,9 @@ class Operations:
         accepting: whether new requests are made.
     """
 
-    def __init__(self, supervisor: Supervisor, *, limit: int) -> None:
+    def __init__(self, supervisor: Supervisor, governance: Governance, *, limit: int) -> None:
         self.limit = limit
+        self._governance = governance
         self.in_flight = 0
         self.unsent = 0
         self.accepting = True
@@ -182,6 +186,7 @@ class Operations:
     async def drain(self) -> None:
         """Refuses new requests and waits for the ones in flight."""
         self.accepting = False
+        self._governance.holder.stop()
         while self.in_flight:
             self._idle = trio.Event()
             await self._idle.wait()
@@ -214,7 +219,9 @@ class Operations:
             agent=who.agent, server=server, tool=found.name, params=own, client=who.client
         )
         request = Request(agent=who.agent, server=server, method=CALL, params=own, call=call)
-        outcome = await self._make(request, caller)
+        hints = found.definition.get("annotations")
+        annotations = hints if isinstance(hints, dict) else {}
+        outcome = await self._make(who, request, found.name, caller, annotations=annotations)
         if outcome.code == "cancelled":
             return Answer(withdrawn=True)
         answer = _tool_answer(server, outcome)
@@ -233,12 +240,12 @@ class Operations:
         name = _string(params, "name", "prompts/get needs the name of a prompt")
         server, own = await self._lists.find_prompt(who, name)
         written = _written({**params, "name": jsonrpc.encode(own)})
-        return await self._plain(_request(who, server, "prompts/get", written), caller)
+        return await self._plain(who, _request(who, server, "prompts/get", written), own, caller)
 
     async def _read(self, who: Requester, params: Params, caller: AgentCaller) -> Answer:
         server, own = self._resource(who, params)
         written = _written({**params, "uri": jsonrpc.encode(own)})
-        return await self._plain(_request(who, server, "resources/read", written), caller)
+        return await self._plain(who, _request(who, server, "resources/read", written), own, caller)
 
     async def _complete(self, who: Requester, params: Params, caller: AgentCaller) -> Answer:
         wrong = "completion/complete needs a ref to a prompt or to a resource"
@@ -256,13 +263,16 @@ class Operations:
         else:
             raise AgentError(jsonrpc.INVALID_PARAMS, wrong)
         written = _written({**params, "ref": _written(ref)})
-        return await self._plain(_request(who, server, "completion/complete", written), caller)
+        request = _request(who, server, "completion/complete", written)
+        return await self._plain(who, request, own, caller)
 
-    async def _plain(self, request: Request, caller: AgentCaller) -> Answer:
+    async def _plain(
+        self, who: Requester, request: Request, name: str, caller: AgentCaller
+    ) -> Answer:
         runtime = self._supervisor.servers[request.server]
         outcome = self._refusal(runtime if runtime.keeper.capabilities is None else None, caller)
         if outcome is None:
-            outcome = await self._make(request, caller)
+            outcome = await self._make(who, request, name, caller)
         if outcome.code == "cancelled":
             return Answer(withdrawn=True)
         if outcome.result is not None:
@@ -270,11 +280,27 @@ class Operations:
             return Answer(result=shown)
         return Answer(error=outcome.error or results.failed_request(request.server, outcome))
 
-    async def _make(self, request: Request, caller: AgentCaller) -> CallOutcome:
+    async def _make(
+        self,
+        who: Requester,
+        request: Request,
+        name: str,
+        caller: AgentCaller,
+        *,
+        annotations: Mapping[str, Any] | None = None,
+    ) -> CallOutcome:
         caller.server = request.server
         self.in_flight += 1
         try:
-            return await self._supervisor.requests.make(request, caller)
+            if not self._governance.active:
+                return await self._supervisor.requests.make(request, caller)
+            call = governed(who, request, name, annotations or {})
+            if call is None:
+                text = "The call's arguments cannot be read, so it was not made."
+                return _refused("unreadable", text, retryable=False)
+            return await perform(
+                self._governance, call, caller, self._supervisor.requests, request=request
+            )
         finally:
             self.in_flight -= 1
             if not self.in_flight:

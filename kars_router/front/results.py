@@ -99,12 +99,15 @@ def with_notice(server: str, result: bytes, reset: SessionReset) -> bytes:
 
 
 def _meta(server: str, outcome: CallOutcome) -> dict[str, object]:
-    return {
+    meta: dict[str, object] = {
         "fate": outcome.fate.value,
         "code": outcome.code,
         "server": server,
         "retryable": outcome.retryable,
     }
+    if outcome.retry_after is not None:
+        meta["retryAfter"] = round(outcome.retry_after, 3)
+    return meta
 
 
 def _parts(read: Callable[[bytes], T], part: msgspec.Raw | None, default: bytes) -> T:

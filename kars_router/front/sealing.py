@@ -45,6 +45,7 @@ class Ticket(
         "created": "t",
         "client": "n",
         "capabilities": "c",
+        "owner": "o",
     },
 ):
     """What a session id holds.
@@ -56,6 +57,7 @@ class Ticket(
         created: seconds since the epoch.
         client: the client's name for itself; untrusted.
         capabilities: what the client declared, as a JSON object.
+        owner: the digest of the principal that it was made for; "" for nobody in particular.
     """
 
     agent: str
@@ -64,6 +66,7 @@ class Ticket(
     created: float
     client: str = ""
     capabilities: str = "{}"
+    owner: str = ""
 
 
 class Seal(Generic[T]):

@@ -148,9 +148,11 @@ class StatelessServer:
                 jsonrpc.METHOD_NOT_FOUND, f"{known} has no initialize; send server/discover"
             )
         who = Requester(
-            agent=identity_of(exchange.scope, message.params),
+            agent=identity_of(exchange.scope, message.params, exchange.principal),
             endpoint=endpoint,
             client=_client_name(said.client_info),
+            subject=exchange.principal.subject,
+            scopes=exchange.principal.scopes,
         )
         if message.method == "subscriptions/listen":
             wanted = read_filter(message.params)

@@ -9,6 +9,7 @@ MCP 2026-07-28 "Multi Round-Trip Requests".
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from attrs import define, frozen
@@ -41,6 +42,7 @@ class Caller:
         withdrawn: whether the agent has cancelled the request.
         reason: why, as a JSON string, or empty.
         pending: the request on its way to the server, once there is one.
+        on_withdraw: called when the agent cancels the request while it is held, if it is.
     """
 
     capabilities: bytes = b"{}"
@@ -49,6 +51,7 @@ class Caller:
     withdrawn: bool = False
     reason: bytes = b""
     pending: Pending | None = None
+    on_withdraw: Callable[[], None] | None = None
 
     def withdraw(self, reason: bytes = b"") -> None:
         """Cancels the request, wherever it is; never waits.
@@ -59,6 +62,8 @@ class Caller:
         self.withdrawn, self.reason = True, reason
         if self.pending is not None:
             self.pending.cancel(reason)
+        if self.on_withdraw is not None:
+            self.on_withdraw()
 
     def lacks(self, capability: str) -> None:
         """Told that a server's question was refused, because the server was never offered this.

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from kars_router.errors import CallFailed
 from kars_router.model import Failure, Phase, Sent, ServerInfo, Tool
@@ -43,13 +43,15 @@ class Catalogue:
 
     Attributes:
         tools: by the tool's own name, in the server's order.
-        hidden: how many tools no plugin admitted.
+        hidden: how many tools no plugin admitted, those that are withheld aside.
+        withheld: definitions, by name, of tools that agents would see if they were pinned so.
         plans: which arguments a call repeats in headers, for the tools that want it.
     """
 
     tools: Mapping[str, Tool] = field(factory=dict)
     hidden: int = 0
     plans: Mapping[str, HeaderPlan] = field(factory=dict)
+    withheld: Mapping[str, Mapping[str, Any]] = field(factory=dict)
 
     def same_as(self, other: Catalogue) -> bool:
         """Whether both show the agent the same."""
@@ -112,14 +114,19 @@ def build(
     """
     tools: dict[str, Tool] = {}
     plans: dict[str, HeaderPlan] = {}
+    withheld: dict[str, Mapping[str, Any]] = {}
+    unpinned = evolve(info, pins=None)
     hidden = 0
     for definition in definitions:
         name = definition.name
-        if name in tools:
+        if name in tools or name in withheld:
             log().warning("tool_twice", server=info.name, tool=name)
             continue
         if not admits(info, name, definition.value):
-            hidden += 1
+            if info.pins is not None and admits(unpinned, name, definition.value):
+                withheld[name] = definition.value
+            else:
+                hidden += 1
             continue
         try:
             plan = params.plan(definition.value.get("inputSchema"))
@@ -131,12 +138,12 @@ def build(
             if plan:
                 plans[name] = plan
         public = names.public_name(info.name, name)
-        shown = content.tool_definition(definition.raw, partial(uris.wrap, info.name))
+        # Of a member that stands there twice, one was accepted and an agent could read the other.
+        raw = definition.raw if info.pins is None else jsonrpc.encode(definition.value)
+        shown = content.tool_definition(raw, partial(uris.wrap, info.name))
         renamed = {**jsonrpc.members(shown), "name": public}
-        tools[name] = Tool(
-            info.name, name, public, definition.value, definition.raw, jsonrpc.encode(renamed)
-        )
-    return Catalogue(tools, hidden, plans)
+        tools[name] = Tool(info.name, name, public, definition.value, raw, jsonrpc.encode(renamed))
+    return Catalogue(tools, hidden, plans, withheld)
 
 
 def _page(server: str, result: bytes) -> tuple[list[bytes], str | None]:

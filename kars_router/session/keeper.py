@@ -43,6 +43,7 @@ class Keeper:
         tool_limit: most tools that are kept.
         changed: told when the admitted tools have changed.
         before: what was known of the same server under its old configuration.
+        built: told each time that tools were admitted anew, changed or not.
 
     Attributes:
         catalogue: the tools it was last seen to offer; kept while it is down.
@@ -63,6 +64,7 @@ class Keeper:
         tool_limit: int,
         changed: Callable[[], None],
         before: Keeper | None = None,
+        built: Callable[[Catalogue], None] = lambda _: None,
     ) -> None:
         self.info = info
         self.state = "starting"
@@ -80,6 +82,7 @@ class Keeper:
         self._unheard = False
         self._poked = trio.Event()
         self._attempted = trio.Event()
+        self._built = built
         self.catalogue: Catalogue = self._build()
 
     async def run(self, slot: Slot) -> None:
@@ -193,7 +196,9 @@ class Keeper:
 
     def _build(self) -> Catalogue:
         stateful = self.stateful is not False
-        return catalogue.build(self.info, self._definitions, self._admits, stateful=stateful)
+        fresh = catalogue.build(self.info, self._definitions, self._admits, stateful=stateful)
+        self._built(fresh)
+        return fresh
 
     async def _lose_patience(self) -> None:
         # Other servers' tools and the router's readiness do not wait for a list without an end.

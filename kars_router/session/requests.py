@@ -5,7 +5,7 @@ Owns what happens to a request after it was admitted. Must not know HTTP or publ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import trio
@@ -31,6 +31,8 @@ _MAX_REPLAYS: Final = 2
 _MAX_VISITS: Final = 4
 _INSPECT_LIMIT: Final = 256 * 1024
 CALL: Final = "tools/call"
+# Which addresses a server has is not an agent's business.
+_AGENTS_CODES: Final = {"address_refused": "upstream_unavailable"}
 
 
 @frozen(kw_only=True)
@@ -43,6 +45,8 @@ class Request:
         method: its method.
         params: its params as JSON, under the server's own names.
         call: the tool call that it is, or None.
+        before_send: told the session's generation each time before something is sent; returns how
+            the request ends if it must not be.
     """
 
     agent: str
@@ -50,6 +54,7 @@ class Request:
     method: str
     params: bytes
     call: ToolCall | None = None
+    before_send: Callable[[int], CallOutcome | None] | None = None
 
     @property
     def label(self) -> str:
@@ -136,12 +141,12 @@ class Requests:
                 if found is None:
                     return _closing(request)
                 slot, session = found, await found.acquire()
-            refused = _refused_unmade(request, caller, session)
+            generation = slot.generation
+            refused = _refused_unmade(request, caller, session, generation)
             if refused is not None:
                 return refused
             if caller.log_level and session.stateful:
                 slot.want_level(caller.log_level)
-            generation = slot.generation
             before = self._note_use(slot, request, generation) if session.stateful else None
             pending = session.submit(
                 request.method,
@@ -246,13 +251,16 @@ class Requests:
             session.lose(verdict, failure)
 
 
-def _refused_unmade(request: Request, caller: Caller, session: Session) -> CallOutcome | None:
+def _refused_unmade(
+    request: Request, caller: Caller, session: Session, generation: int
+) -> CallOutcome | None:
     if caller.withdrawn:
         return _refusal("cancelled", "The call was cancelled before it was made.")
     if session.stateful and caller.multi_round and _has_state(request.params):
         unknown = jsonrpc.error_object(jsonrpc.INVALID_PARAMS, "unknown requestState")
         return CallOutcome(fate=Fate.NOT_EXECUTED, code="rpc_error", error=unknown)
-    return None
+    # Last of all: whoever is told this may write down that the request was sent.
+    return request.before_send(generation) if request.before_send else None
 
 
 def _has_state(params: bytes) -> bool:
@@ -292,7 +300,7 @@ def _failed(request: Request, pending: Pending, failure: Failure, fate: Fate) ->
         end = "; whether the call was executed is not known. Check before repeating it."
     return CallOutcome(
         fate=fate,
-        code="session_lost" if pending.lost else failure.code,
+        code="session_lost" if pending.lost else _AGENTS_CODES.get(failure.code, failure.code),
         message=what + end,
         retryable=fate is Fate.NOT_EXECUTED and (pending.lost or loss.is_retryable(failure)),
     )

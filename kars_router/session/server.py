@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 import trio
 from attrs import frozen
 
+from kars_router import pinning
 from kars_router.config.globs import matches_any
 from kars_router.config.schema import Era, Server, SessionScope, Transport
 from kars_router.errors import HandshakeError
@@ -32,6 +33,7 @@ from kars_router.session.catalogue import Catalogue
 from kars_router.session.eras import Order, Verdict, open_by_era, refuses_sessions
 from kars_router.session.keeper import Keeper
 from kars_router.session.listener import ListenState
+from kars_router.session.observer import Observer
 from kars_router.session.options import SessionOptions
 from kars_router.session.records import Records
 from kars_router.session.slot import Slot
@@ -85,9 +87,11 @@ class Surroundings:
     Attributes:
         ports: the agents that are there, by identifier.
         changed: told the name of a server whose tools have changed.
+        observer: told of the life of sessions.
     """
 
     plugins: Plugins
+    observer: Observer
     metrics: Metrics
     records: Records
     version: str
@@ -112,6 +116,8 @@ class ServerRuntime:
         settings: its configuration.
         keeper: what is known of it.
         slots: its sessions' places, by agent; "" is the router's own, or the shared one.
+        withheld: tools that are kept from agents because they are not as they were accepted, and
+            why.
     """
 
     def __init__(
@@ -127,6 +133,7 @@ class ServerRuntime:
         self.name = name
         self.settings = settings
         self.slots: dict[str, Slot] = {}
+        self.withheld: dict[str, str] = {}
         self._fresh_reason = _RECONFIGURED if reconfigured else _RESTARTED
         self._connector = connector
         self._around = around
@@ -139,6 +146,7 @@ class ServerRuntime:
             tool_limit=around.tool_limit,
             changed=partial(around.changed, name),
             before=replaces.keeper if replaces else None,
+            built=self._withhold,
         )
         self._sessions_refused = False
         self._verdict = Verdict(settings.era if settings.era in _FIXED else None)
@@ -305,6 +313,20 @@ class ServerRuntime:
         self.settings = settings
         self.keeper.rebuild(_info(self.name, settings))
 
+    def _withhold(self, catalogue: Catalogue) -> None:
+        pins: Mapping[str, pinning.Pin] = self.settings.pins or {}
+        before = self.withheld
+        self.withheld = {
+            tool: pinning.reason(pins, tool, definition)
+            for tool, definition in catalogue.withheld.items()
+        }
+        self._around.metrics.tools_withheld.labels(self.name).set(len(self.withheld))
+        for tool, reason in self.withheld.items():
+            if before.get(tool) != reason:
+                log().warning("tool_withheld", server=self.name, tool=tool, reason=reason)
+        for tool in before.keys() - self.withheld.keys():
+            log().info("tool_no_longer_withheld", server=self.name, tool=tool)
+
     def _new_slot(self, key: str, nursery: trio.Nursery) -> Slot:
         records = self._around.records
         before = (
@@ -317,8 +339,7 @@ class ServerRuntime:
             key,
             self._open,
             self._around.metrics,
-            opened=self._around.plugins.session_opened,
-            closed=self._around.plugins.session_closed,
+            observer=self._around.observer,
             generation=before,
             lost_reason=self._fresh_reason if before else "",
         )
@@ -479,11 +500,16 @@ class ServerRuntime:
 
 
 def _info(name: str, settings: Server) -> ServerInfo:
+    pins = settings.pins
     return ServerInfo(
         name=name,
         allowed_tools=settings.allowed_tools,
         bearer_from_env=settings.bearer_from_env or "",
         bearer_from_file=str(settings.bearer_from_file or ""),
+        pins=None if pins is None else {tool: pin.digest for tool, pin in pins.items()},
+        url=settings.url or "",
+        oauth=settings.oauth,
+        allowed_networks=settings.allowed_networks,
     )
 
 

@@ -20,6 +20,7 @@ from kars_router.errors import HandshakeError
 from kars_router.model import Failure, LossVerdict, Phase, SessionInfo, SessionReset
 from kars_router.session.backoff import Backoff
 from kars_router.session.base import Session
+from kars_router.session.observer import Observer
 from kars_router.session.questions import RootsMemory
 from kars_router.session.watchers import Watchers
 from kars_router.telemetry import Metrics, log
@@ -47,8 +48,7 @@ class Slot:
         agent: the agent session it belongs to; "" if shared.
         opener: opens one session for the slot.
         metrics: where generations and losses are counted.
-        opened: told of each new session.
-        closed: told of each ended one, with the reason.
+        observer: told of each new session, each loss and each end.
         generation: the last generation that existed before this process.
     """
 
@@ -59,8 +59,7 @@ class Slot:
         opener: Opener,
         metrics: Metrics,
         *,
-        opened: Callable[[SessionInfo], None],
-        closed: Callable[[SessionInfo, str], None],
+        observer: Observer,
         generation: int = 0,
         lost_reason: str = "",
     ) -> None:
@@ -78,8 +77,8 @@ class Slot:
         self.watchers = Watchers()
         self._opener = opener
         self._metrics = metrics
-        self._opened = opened
-        self._closed = closed
+        self._observer = observer
+        self._lost = ""
         self._wanted = trio.Event()
         self._attempt = _Attempt()
         self._scope = trio.CancelScope()
@@ -219,13 +218,17 @@ class Slot:
             log().info(
                 "session_opened", server=self.server, agent=self.agent, generation=self.generation
             )
-            self._opened(info)
+            self._observer.opened(info)
+            if self._lost:
+                self._observer.restored(info, self._lost)
+                self._lost = ""
             self._settle(None)
             reason = ""
             try:
                 await session.ended.wait()
                 if session.lost is not None:
-                    reason = self._note_loss(session, session.lost)
+                    reason = self._lost = self._note_loss(session, session.lost)
+                    self._observer.lost(info, reason)
                 else:
                     reason = self.lost_reason = self._retired
                 await session.drain(_LOSS_GRACE)
@@ -233,7 +236,7 @@ class Slot:
                 reason = reason or self._close_reason
                 self.session = None
                 self._metrics.sessions.labels(self.server).dec()
-                self._closed(info, reason)
+                self._observer.closed(info, reason)
                 log().info(
                     "session_closed",
                     server=self.server,

@@ -17,6 +17,7 @@ from kars_router.errors import HandshakeError
 from kars_router.model import CallOutcome, SessionReset, ToolCall
 from kars_router.plugins import Plugins
 from kars_router.session.caller import AgentPort, Caller
+from kars_router.session.observer import Observer
 from kars_router.session.records import Records
 from kars_router.session.requests import CALL, Request, Requests
 from kars_router.session.server import Connector, ServerRuntime, Surroundings
@@ -73,8 +74,10 @@ class Supervisor:
         self._make_connector = connector
         self._listeners: list[Callable[[str], None]] = []
         self._nursery: trio.Nursery | None = None
+        self.observer = Observer(plugins)
         self._around = Surroundings(
             plugins=plugins,
+            observer=self.observer,
             metrics=metrics,
             records=records,
             version=version,
@@ -128,6 +131,9 @@ class Supervisor:
         async with trio.open_nursery() as nursery:
             for old in stopping:
                 nursery.start_soon(old.stop)
+        for old in stopping:
+            if old.name not in self.servers:
+                self._metrics.tools_withheld.remove(old.name)
 
     def subscribe(self, listener: Callable[[str], None]) -> None:
         """Registers a function that is told the name of each server whose tools changed."""
@@ -295,5 +301,5 @@ class Supervisor:
 
 def _same_sessions(old: Server, new: Server) -> bool:
     """Whether sessions opened under one configuration may go on under the other."""
-    names = ("allowed_tools", "allowed_resources", "allowed_prompts", "on_session_loss")
+    names = ("allowed_tools", "allowed_resources", "allowed_prompts", "on_session_loss", "pins")
     return evolve(old, **{name: getattr(new, name) for name in names}) == new

@@ -17,6 +17,7 @@ from kars_router.testing.agent import (
 )
 from kars_router.testing.bridge import AsgiBridge
 from kars_router.testing.faults import Fault, FaultPlan, Stage, each_operation
+from kars_router.testing.governing import call_end, decide, governed_call, plugin_host
 from kars_router.testing.heartbeat import HeartbeatServer
 from kars_router.testing.replies import Happening, Received, Reply, Script
 from kars_router.testing.serving import serve
@@ -43,7 +44,11 @@ __all__ = [
     "StatelessCall",
     "StatelessServer",
     "ToolHandler",
+    "call_end",
+    "decide",
     "each_operation",
+    "governed_call",
+    "plugin_host",
     "serve",
     "text_of",
 ]

@@ -48,7 +48,10 @@ class Connector(Protocol):
 def default_transport(_name: str, server: Server) -> httpx.AsyncBaseTransport:
     """The real HTTP transport for a server, with its own connections."""
     return TrioTransport(
-        server.url or "", max_connections=server.max_connections, ca_file=server.ca_file
+        server.url or "",
+        max_connections=server.max_connections,
+        ca_file=server.ca_file,
+        allowed_networks=server.allowed_networks,
     )
 
 
@@ -153,6 +156,7 @@ class WebSocketConnector:
             connect_timeout=self.server.timeouts.connect,
             event_limit=self.limits.event_bytes,
             trust=self._trust,
+            allowed_networks=self.server.allowed_networks,
         )
 
     async def aclose(self) -> None:

@@ -10,7 +10,7 @@ docs/decisions/0003-http-transport.md says why it is not httpx's own transport.
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final, TypeVar, TypeVarTuple
 
@@ -20,7 +20,7 @@ from attrs import define, frozen
 
 from kars_router.transports.http_parser import ResponseParser, serialise
 from kars_router.transports.http_pool import Lease, Pool, PoolStats
-from kars_router.transports.http_streams import Opener, bytes_sent, open_stream
+from kars_router.transports.http_streams import Opener, bytes_sent, guarded_opener
 
 EXTENSION: Final = "kars_exchange"
 _PORTS: Final = {"http": 80, "https": 443}
@@ -99,12 +99,15 @@ class TrioTransport(httpx.AsyncBaseTransport):
         origin: any URL of the upstream; scheme, host and port are taken.
         max_connections: most ordinary requests at a time; at least 1.
         ca_file: PEM file of certificate authorities to trust besides the system's.
-        opener: makes connections. For an exact `Exchange.accepted` its streams are
-            `CountedStream`s or `trio.SSLStream`s over them; with any other stream, a send that
-            fails counts as partly accepted.
+        allowed_networks: CIDR blocks that the URL's name may lead to although they are not public
+            (docs/egress.md).
+        opener: makes connections in place of the one that sees to that. For an exact
+            `Exchange.accepted` its streams are `CountedStream`s or `trio.SSLStream`s over them;
+            with any other stream, a send that fails counts as partly accepted.
 
     Raises:
         httpx.UnsupportedProtocol: `origin` is neither http nor https.
+        ValueError: a network is none.
     """
 
     def __init__(
@@ -113,7 +116,8 @@ class TrioTransport(httpx.AsyncBaseTransport):
         *,
         max_connections: int = 64,
         ca_file: Path | str | None = None,
-        opener: Opener = open_stream,
+        allowed_networks: Iterable[str] = (),
+        opener: Opener | None = None,
     ) -> None:
         url = httpx.URL(origin)
         if url.scheme not in _PORTS or not url.host:
@@ -124,7 +128,7 @@ class TrioTransport(httpx.AsyncBaseTransport):
         self._port = url.port or _PORTS[url.scheme]
         self._ca_file = ca_file
         self._context: ssl.SSLContext | None = None
-        self._opener = opener
+        self._opener = opener or guarded_opener(self._host, allowed_networks)
         self._pool = Pool(max_connections)
 
     def view(self) -> httpx.AsyncBaseTransport:

@@ -1,17 +1,21 @@
 """Streams to an upstream: opening them, and what has to be known of them besides their bytes.
 
-Owns TCP and TLS set-up, the count of accepted bytes, the check of an idle stream. Must not know
-HTTP or the pool.
+Owns TLS set-up, the count of accepted bytes, the check of an idle stream. Must not know HTTP or
+the pool; how a TCP connection comes about is `dial`'s.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Final
 
 import trio
+
+from kars_router.transports.dial import dial, guard_for
+from kars_router.transports.guard import Guard
 
 Opener = Callable[[str, int, ssl.SSLContext | None], Awaitable[trio.abc.Stream]]
 
@@ -86,22 +90,39 @@ class CountedStream(trio.abc.Stream):
         await self._stream.aclose()
 
 
-async def open_stream(host: str, port: int, context: ssl.SSLContext | None) -> trio.abc.Stream:
-    """Connect over TCP, and TLS if there is a context; the default `Opener`.
+def guarded_opener(host: str, networks: Iterable[str] = ()) -> Opener:
+    """The opener for one server, which connects only to where its URL's host may lead.
+
+    Args:
+        host: a name, or an address without brackets.
+        networks: CIDR blocks that a name may lead to although they are not public.
+
+    Raises:
+        ValueError: a network is none.
+    """
+    return functools.partial(open_stream, guard=guard_for(host, networks))
+
+
+async def open_stream(
+    host: str, port: int, context: ssl.SSLContext | None, *, guard: Guard | None = None
+) -> trio.abc.Stream:
+    """Connect over TCP, and TLS if there is a context.
 
     Args:
         host: a name, or an address without brackets.
         port: 1 to 65535.
         context: checks the server's certificate against `host`, which is also sent as SNI.
+        guard: says which addresses of `host` may be connected to; without one, the usual ones.
 
     Raises:
+        AddressRefusedError: none of its addresses may be.
         OSError: no connection.
         trio.BrokenResourceError: no TLS; the cause says why.
         ValueError: `host` cannot be a host name.
 
     Cancelled, it leaves no socket open.
     """
-    tcp = CountedStream(await trio.open_tcp_stream(host, port))  # Trio sets TCP_NODELAY
+    tcp = CountedStream(await dial(guard or guard_for(host), port))  # Trio sets TCP_NODELAY
     if context is None:
         return tcp
     try:

@@ -30,6 +30,7 @@ from kars_router.transports.answers import (
 )
 from kars_router.transports.authorization import Authorization
 from kars_router.transports.base import Deliver, Delivery, Position
+from kars_router.transports.guard import AddressRefusedError
 from kars_router.transports.http import Exchange
 from kars_router.transports.redaction import SHORTEST, redact
 from kars_router.transports.resumption import is_resumable, resume, resumption_id
@@ -219,9 +220,9 @@ class StreamableHttp:
         redirects = 0
         while True:
             if self._authorization.refreshable:
-                await self._authorize(name)
-            # Read before anything is awaited, so it is that of the headers which are sent.
-            generation = self._authorization.generation
+                await self._authorize(name, urgent=control)
+            # Read before anything is awaited, so these are the ones which are sent.
+            shown = self._authorization.headers
             response = await self._once(
                 verb, url, payload, name=name, delivery=delivery, control=control, extra=extra
             )
@@ -235,10 +236,11 @@ class StreamableHttp:
                     url, redirects = target, redirects + 1
                     continue
             if status in _UNAUTHORIZED and self._authorization.refreshable and not refreshed:
-                await release(response)
                 refreshed = True
-                await self._authorize(name, refused=generation)
-                continue
+                refusal = await self._refused(response, verb, name)
+                if await self._reauthorize(name, shown, response):
+                    continue
+                raise refusal
             raise await self._refused(response, verb, name)
 
     async def _once(
@@ -294,9 +296,20 @@ class StreamableHttp:
             log().warning("cookies_dropped", server=self._server, cookies=len(jar))
             jar.clear()
 
-    async def _authorize(self, name: str, *, refused: int = 0) -> None:
+    async def _authorize(self, name: str, *, urgent: bool) -> None:
         try:
-            await self._authorization.ensure(refused=refused)
+            await self._authorization.ensure(urgent=urgent)
+        except UserError as error:
+            raise self._failure(Phase.CONNECT, name, str(error), code="credentials") from error
+
+    async def _reauthorize(
+        self, name: str, shown: Mapping[str, str], response: httpx.Response
+    ) -> bool:
+        challenge = response.headers.get("www-authenticate", "")
+        try:
+            return await self._authorization.renew(
+                shown, status=response.status_code, challenge=challenge
+            )
         except UserError as error:
             raise self._failure(Phase.CONNECT, name, str(error), code="credentials") from error
 
@@ -373,6 +386,8 @@ def origin_of(url: httpx.URL) -> tuple[str, str, int | None]:
 
 
 def _code_of(error: httpx.TransportError) -> str:
+    if isinstance(error.__cause__, AddressRefusedError):
+        return "address_refused"
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return "connect"
     if isinstance(error, httpx.PoolTimeout):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final, cast
 
 import h11
@@ -33,7 +33,8 @@ from kars_router.model import Phase, Sent
 from kars_router.transports.authorization import Authorization
 from kars_router.transports.base import Deliver, Delivery
 from kars_router.transports.channel import ChannelEnded, StreamChannel
-from kars_router.transports.http_streams import Opener, bytes_sent, open_stream
+from kars_router.transports.guard import AddressRefusedError
+from kars_router.transports.http_streams import Opener, bytes_sent, guarded_opener
 from kars_router.transports.redaction import SHORTEST
 
 SUBPROTOCOL: Final = "mcp"
@@ -47,6 +48,7 @@ _MOST_ANSWER: Final = 64 * 1024
 _EXCERPT: Final = 512
 _SHORTEST_STATIC_SECRET: Final = 8
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] (\d{3})\b")
+_CHALLENGE: Final = re.compile(rb"\r\nwww-authenticate:[ \t]*([^\r\n]*)", re.IGNORECASE)
 # What comes out of trio-websocket when the server's side is no good. It answers a wrong answer to
 # an upgrade as only a server may, which the libraries under it complain about; ValueError is for
 # a header that is no text.
@@ -73,7 +75,12 @@ class WebSocket(StreamChannel):
         event_limit: most characters of one message; a longer one ends the channel.
         trust: makes the TLS context that checks a `wss` server's certificate; not asked before
             it is needed, as it reads every certificate of the system.
-        opener: makes the connection.
+        allowed_networks: CIDR blocks that the URL's name may lead to although they are not public
+            (docs/egress.md).
+        opener: makes the connection in place of the one that sees to that.
+
+    Raises:
+        ValueError: a network is none.
     """
 
     def __init__(
@@ -87,7 +94,8 @@ class WebSocket(StreamChannel):
         connect_timeout: float = 5.0,
         event_limit: int = 16 * 1024 * 1024,
         trust: Callable[[], ssl.SSLContext] = ssl.create_default_context,
-        opener: Opener = open_stream,
+        allowed_networks: Iterable[str] = (),
+        opener: Opener | None = None,
     ) -> None:
         extra = dict(headers or {})
         static = [value for value in extra.values() if len(value) >= _SHORTEST_STATIC_SECRET]
@@ -99,39 +107,48 @@ class WebSocket(StreamChannel):
         self._extra = extra
         self._limit = event_limit
         self._trust = trust
-        self._opener = opener
+        self._host = self._url.raw_host.decode("ascii")
+        self._opener = opener or guarded_opener(self._host, allowed_networks)
         self._tap: _Tap | None = None
         self._socket: WebSocketConnection | None = None
         self._goodbye: trio.Event | None = None
 
     async def _run(self, opened: Callable[[], None]) -> str:
-        refused = 0
+        refreshed = False
         while True:
-            try:
-                await self._authorization.ensure(refused=refused)
-            except UserError as error:
-                raise self.failed(Phase.CONNECT, str(error), code="credentials") from error
-            generation = self._authorization.generation
+            await self._authorize(self._authorization.ensure())
+            shown = self._authorization.headers
             self._tap = tap = _Tap(await self._dial(), self.hear)
             why = await self._converse(tap, opened)
             if self._socket is not None:
                 return why
             unauthorized = tap.status in _UNAUTHORIZED and self._authorization.refreshable
-            if not unauthorized or refused:
+            if not unauthorized or refreshed:
                 raise self._refused(tap, why)
-            refused = generation
+            refreshed = True
             await self._release()
+            again = self._authorization.renew(
+                shown, status=tap.status or 401, challenge=tap.challenge
+            )
+            if await self._authorize(again) is False:
+                raise self._refused(tap, why)
+
+    async def _authorize(self, attempt: Awaitable[bool | None]) -> bool | None:
+        try:
+            return await attempt
+        except UserError as error:
+            raise self.failed(Phase.CONNECT, str(error), code="credentials") from error
 
     async def _dial(self) -> trio.abc.Stream:
         url = self._url
         try:
             context = self._trust() if url.scheme == "wss" else None
-            return await self._opener(
-                url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme], context
-            )
+            return await self._opener(self._host, url.port or _PORTS[url.scheme], context)
         except (OSError, trio.BrokenResourceError, ValueError) as error:
+            refused = isinstance(error, AddressRefusedError)
             text = f"connecting: {_innermost(error)}"
-            raise self.failed(Phase.CONNECT, text, code="connect") from error
+            code = "address_refused" if refused else "connect"
+            raise self.failed(Phase.CONNECT, text, code=code) from error
 
     async def _converse(self, tap: _Tap, opened: Callable[[], None]) -> str:
         headers = {
@@ -244,6 +261,12 @@ class _Tap(trio.abc.Stream):
         """The HTTP status that the upgrade was answered with."""
         found = _STATUS.match(self._answer)
         return int(found[1]) if found else None
+
+    @property
+    def challenge(self) -> str:
+        """The `WWW-Authenticate` fields of that answer, joined by commas."""
+        head, _, _ = bytes(self._answer).partition(b"\r\n\r\n")
+        return ", ".join(found.decode("latin-1") for found in _CHALLENGE.findall(head))
 
     @property
     def body(self) -> str:

@@ -15,6 +15,8 @@ from typing import Final
 LIMIT: Final = 64
 SEPARATOR: Final = "__"
 _HASH_LENGTH: Final = 10
+# With its separator it fits before the hash of a tool.
+_LONGEST_SERVER: Final = LIMIT - _HASH_LENGTH - 1 - len(SEPARATOR)
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]")
 _HASHED: Final = re.compile(rf"_[0-9a-f]{{{_HASH_LENGTH}}}\Z")
 
@@ -24,7 +26,9 @@ def public_name(server: str, tool: str) -> str:
 
     Deterministic. Names that need changing (too long, or with other characters) get a hash of
     the original as a suffix, so that two of them never become the same; so do names that end
-    like one with a hash, lest a tool takes the name that another one was given.
+    like one with a hash, lest a tool takes the name that another one was given. What comes before
+    the first separator depends on the server alone, so no tool can take the name of another
+    server's, whatever hash its own name has.
 
     Args:
         server: a configured server name; holds no underscore, so the separator is unambiguous.
@@ -34,8 +38,16 @@ def public_name(server: str, tool: str) -> str:
     safe = _UNSAFE.sub("_", plain)
     if safe == plain and len(plain) <= LIMIT and not _HASHED.search(plain):
         return plain
-    digest = hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_LENGTH]
-    return f"{safe[: LIMIT - _HASH_LENGTH - 1]}_{digest}"
+    if len(server) > _LONGEST_SERVER:
+        # Cut inside the server's name, it would be shared by all servers whose names begin so, and
+        # a tool's name can be chosen so that its hash is another tool's.
+        kept = server[: _LONGEST_SERVER - _HASH_LENGTH - 1]
+        safe = f"{kept}_{_digest(server)}{SEPARATOR}"
+    return f"{safe[: LIMIT - _HASH_LENGTH - 1]}_{_digest(plain)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_LENGTH]
 
 
 def split_public(name: str) -> tuple[str, str] | None:

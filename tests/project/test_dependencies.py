@@ -14,6 +14,7 @@ from repository import ROOT, files, relative
 # Where what is imported is not called what is installed.
 IMPORTED_AS = {
     "prometheus-client": "prometheus_client",
+    "pyjwt": "jwt",
     "ruamel-yaml": "ruamel",
     "trio-websocket": "trio_websocket",
 }
@@ -21,9 +22,14 @@ RECORD = ROOT / "docs" / "decisions" / "0002-dependencies.md"
 
 
 def pyproject() -> dict[str, list[str]]:
-    """Requirements by where they stand: `package`, then each dependency group."""
+    """Requirements by where they stand: `package`, then each extra and dependency group."""
     data = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    return {"package": data["project"]["dependencies"], **data["dependency-groups"]}
+    project = data["project"]
+    return {
+        "package": project["dependencies"],
+        **project["optional-dependencies"],
+        **data["dependency-groups"],
+    }
 
 
 def names(requirements: list[str]) -> set[str]:

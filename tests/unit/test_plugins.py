@@ -146,7 +146,7 @@ def test_no_tool_without_anybody_who_admits_it(installed: dict[str, object]) -> 
 def test_a_blocked_plugin_is_not_even_loaded(installed: dict[str, object]) -> None:
     installed["mine"] = RuntimeError("must not be imported")
     host = Plugins.load(blocked=["mine", "loss"], options={"mine": {"a": 1}})
-    assert {entry.name for entry in host.entries()} == {"allowlist", "credentials"}
+    assert {entry.name for entry in host.entries()} == {*BUILTINS} - {"loss"}
 
 
 def test_a_broken_plugin_is_named_and_left_out(installed: dict[str, object]) -> None:
@@ -301,7 +301,7 @@ async def test_an_unusable_token_is_a_user_s_mistake(
     assert not token.strip() or token not in str(caught.value)
 
 
-async def test_a_token_file_is_read_again_when_the_token_is_refused(
+async def test_a_token_file_is_read_again_when_it_changes_and_when_the_token_is_refused(
     installed: dict[str, object], tmp_path: Path
 ) -> None:
     path = tmp_path / "token"
@@ -309,10 +309,12 @@ async def test_a_token_file_is_read_again_when_the_token_is_refused(
     credentials = Plugins.load().credentials(ServerInfo(name="s", bearer_from_file=str(path)))
     assert credentials is not None
     assert await credentials.headers(refresh=False) == {"authorization": "Bearer one"}
-    path.write_text("two\n")
-    assert await credentials.headers(refresh=False) == {"authorization": "Bearer one"}
-    assert await credentials.headers(refresh=True) == {"authorization": "Bearer two"}
+    path.write_text("second\n")
+    assert await credentials.headers(refresh=False) == {"authorization": "Bearer second"}
+    assert await credentials.headers(refresh=True) == {"authorization": "Bearer second"}
     path.unlink()
+    # It is for the server to say that a token is of no more use.
+    assert await credentials.headers(refresh=False) == {"authorization": "Bearer second"}
     with pytest.raises(UserError, match="bearerFromFile"):
         await credentials.headers(refresh=True)
 

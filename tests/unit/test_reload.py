@@ -14,6 +14,8 @@ from attrs import evolve
 from trio.testing import MockClock
 
 from kars_router.config.load import load
+from kars_router.config.tools_lock import write_lock
+from kars_router.pinning import Pin
 from kars_router.reload import watch
 from kars_router.testing import HeartbeatServer, RpcError, text_of
 
@@ -130,12 +132,13 @@ class File:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def write(self, **servers: Mapping[str, Any]) -> None:
+    def write(self, lock: Path | None = None, **servers: Mapping[str, Any]) -> None:
         document = {
+            **({"toolsLock": str(lock)} if lock else {}),
             "servers": {
                 name: {"url": f"http://{name}.test/mcp", "allowedTools": ["*"], **settings}
                 for name, settings in servers.items()
-            }
+            },
         }
         self.replace(msgspec.json.encode(document))
 
@@ -228,3 +231,42 @@ async def test_a_file_that_was_mended_to_what_is_in_force_is_the_last_word(
         file.write(box={}, other={})
         await until(unchanged)
         assert reloads(bench, "applied") == 1
+
+
+async def test_a_changed_lock_of_tools_is_applied_and_an_invalid_one_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = tmp_path / "tools.lock.json"
+    async with open_watched(tmp_path) as (bench, file):
+        await until(lambda: reloads(bench, "applied") == 1)
+        agent = await bench.connect()
+        await agent.call("box__increment")
+        sessions = set(bench.servers["box"].sessions)
+        pins = {
+            tool["name"]: Pin.of(tool)
+            for tool in await (await bench.connect("/mcp/box")).list_tools()
+        }
+        # A lock that is not there withholds nothing, for the file that names it is refused.
+        file.write(lock=lock, box={}, other={})
+        await until(lambda: reloads(bench, "refused") == 1)
+        assert "box__read" in await names(bench)
+        # It is noticed although the file that is in force names none.
+        write_lock(lock, {"box": {"read": pins["read"]}})
+        await until(lambda: reloads(bench, "applied") == 2)
+        assert await names(bench) == {"box__read"}
+        write_lock(lock, {"box": {"read": pins["read"], "increment": pins["increment"]}})
+        await until(lambda: reloads(bench, "applied") == 3)
+        assert await names(bench) == {"box__read", "box__increment"}
+        capsys.readouterr()
+        lock.write_bytes(lock.read_bytes().replace(b'"read"', b'"raed"'))
+        await until(lambda: reloads(bench, "refused") == 2)
+        said = capsys.readouterr()
+        assert "was changed by hand" in said.out + said.err
+        await trio.sleep(0.1)
+        assert reloads(bench, "refused") == 2  # said once, though it is looked at again
+        assert await names(bench) == {"box__read", "box__increment"}
+        lock.unlink()
+        await until(lambda: reloads(bench, "refused") == 3)
+        assert await names(bench) == {"box__read", "box__increment"}
+        assert text_of(await agent.call("box__read")) == "counter: 1"
+        assert sessions <= set(bench.servers["box"].sessions)

@@ -97,6 +97,22 @@ def test_a_valid_file_as_data_has_defaults_and_no_secrets(
     assert "s3cret" not in out
 
 
+@pytest.mark.parametrize("output", ["table", "json"])
+def test_what_is_allowed_but_seldom_meant(
+    place: Path, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
+    (place / "kars.yaml").write_text(GOOD + "listen: 0.0.0.0:8443\n")
+    status, out, err = kars(capsys, "-o", output)
+    assert (status, err) == (0, "")
+    if output == "table":
+        assert out.startswith("kars.yaml: valid, 2 servers\nwarning: listen: can be reached from")
+        assert out.count("\n") == 2
+    else:
+        (warning,) = json.loads(out)["warnings"]
+        assert warning["path"] == "listen"
+        assert warning["message"].startswith("can be reached from other machines")
+
+
 @pytest.fixture
 def probed(monkeypatch: pytest.MonkeyPatch) -> Probed:
     """What the probe of the servers finds; stands in for the router's service."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
+from typing import Any, get_args, get_origin
 
+import attrs
 import pytest
 from repository import ROOT
 
-from kars_router.config.converter import to_plain
-from kars_router.config.schema import Config, Server
+from kars_router.config.addresses import Address
+from kars_router.config.converter import key_of, to_plain
+from kars_router.config.frozenmap import FrozenMap
+from kars_router.config.marks import NO_KEY
+from kars_router.config.schema import Config
 
 PAGE = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
 ROW = re.compile(
@@ -19,26 +25,60 @@ ROW = re.compile(
 SPECIAL = {
     "servers": "needed",
     "servers.NAME.url": "needed",
+    "agentAuth.jwt.issuer": "needed",
+    "agentAuth.jwt.audience": "needed",
+    "policies[].rules[].effect": "needed",
+    "policies[].rules[].redact.kinds": "all of them",
+    "policies[].agtProfile.inline": "needed",
     "state": "`$KARS_STATE_DIR`, else `~/.kars`",
 }
 
 
-def defaults(plain: dict[str, object], prefix: str) -> Iterator[tuple[str, str]]:
-    """Each key with its default as the page writes it; a section is only its keys."""
-    for key, value in plain.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            yield from defaults(value, f"{path}.")
-        elif path in SPECIAL:
-            yield path, SPECIAL[path]
-        elif isinstance(value, bool):
-            yield path, f"`{str(value).lower()}`"
-        else:
-            yield path, f"`{value}`" if value not in (None, [], {}) else "none"
+def section_in(kind: Any) -> tuple[type[Any] | None, str]:
+    """The section that a type is or holds, and how the page writes the way into it."""
+    if attrs.has(kind):
+        return (None, "") if kind is Address else (kind, ".")
+    found = next((each for each in get_args(kind) if attrs.has(each) and each is not Address), None)
+    if get_origin(kind) is tuple:
+        return found, "[]."
+    return found, ".NAME." if get_origin(kind) is FrozenMap else "."
 
 
-SCHEMA = dict([*defaults(to_plain(Config()), ""), *defaults(to_plain(Server()), "servers.NAME.")])
+def defaults(cls: type[Any], prefix: str) -> Iterator[tuple[str, str]]:
+    """Each key with its default as the page writes it; a section that is always there is only
+    its keys."""
+    plain = to_plain(cls())
+    for each in attrs.fields(attrs.resolve_types(cls)):
+        if each.metadata == NO_KEY:
+            continue
+        path = f"{prefix}{key_of(each.name)}"
+        inner, way = section_in(each.type)
+        if inner is not each.type:
+            yield path, SPECIAL.get(path) or written(plain[key_of(each.name)])
+        if inner is not None:
+            yield from defaults(inner, f"{path}{way}")
+
+
+def written(value: object) -> str:
+    if value in (None, "", [], {}):
+        return "none"
+    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+
+
+SCHEMA = dict(defaults(Config, ""))
 DOCUMENTED = {row["key"]: row["default"] for row in ROW.finditer(PAGE)}
+
+
+def test_the_walk_finds_sections_in_lists_and_in_sections() -> None:
+    assert {
+        "policies",
+        "policies[].rules[].redact.fields",
+        "servers.NAME.oauth",
+        "servers.NAME.oauth.grant",
+        "servers.NAME.timeouts.call",
+        "audit.path",
+    } <= SCHEMA.keys()
+    assert not {"policies[].rules[].redact", "limits", "servers.NAME.timeouts"} & SCHEMA.keys()
 
 
 @pytest.mark.parametrize("key", SCHEMA)

@@ -219,10 +219,7 @@ def test_values_that_may_be_secrets_are_not_repeated(wrong: dict[str, object]) -
             "servers.My_Web: is not a server name: it takes 1 to 63 lower-case letters, digits or inner dashes",
         ),
         ({"servers": {"web": None}}, "servers.web: must be a mapping, not null"),
-        ({"policies": [{}]}, "policies: are not enforced by this release; remove them, or agents act unchecked"),
         ({"policies": {}}, "policies: must be a list, not a mapping"),
-        ({"audit": {"path": "x"}}, "audit: is not supported by this release, which would record nothing; remove it"),
-        ({"audit": {}}, "audit: is not supported by this release, which would record nothing; remove it"),
         ({"plugins": {"blocked": ["a", "b"], "required": ["b"]}}, "plugins.blocked: names 'b', which required names as well"),
         ({"plugins": {"blocked": [" "]}}, "plugins.blocked[0]: must be a name: letters, digits, dots, dashes, underscores"),
         ({"plugins": {"options": {"p": []}}}, "plugins.options.p: must be a mapping, not a list"),
@@ -263,8 +260,7 @@ def test_mistakes(raw: object, line: str) -> None:
         ({"transport": "stdio"}, "transport: cannot be stdio with a url; give a command instead"),
         ({"transport": "http"}, "transport: must be one of auto, streamable-http, sse, websocket, stdio, not 'http'"),
         ({"transport": ["sse"]}, "transport: must be one of auto, streamable-http, sse, websocket, stdio, not a list"),
-        ({"oauth": {"issuer": "x"}}, "oauth: is not supported by this release; name a token with bearerFromEnv"),
-        ({"url": None, "command": "npx", "oauth": {}}, "oauth: is not supported by this release; name a token with bearerFromEnv"),
+        ({"allowedNetworks": ["10.0.0.0"], "url": None, "command": "npx"}, "allowedNetworks: has no meaning with a command, which is given what it needs in args and env"),
         ({"url": None, "command": "npx", "transport": "sse"}, "transport: cannot be sse with a command, which is spoken to over stdio"),
         ({"url": None, "command": "npx", "bearerFromEnv": "A"}, "bearerFromEnv: has no meaning with a command, which is given what it needs in args and env"),
         ({"url": None, "command": "npx", "bearerFromFile": "a"}, "bearerFromFile: has no meaning with a command, which is given what it needs in args and env"),
@@ -324,7 +320,7 @@ def test_all_mistakes_come_at_once_and_in_the_order_of_the_file() -> None:
     raw = {
         "shutdownGrace": "soon",
         "servers": {
-            "two": {"timeouts": {"call": 0, "idle": "x"}, "url": "http://h/", "oauth": {}},
+            "two": {"timeouts": {"call": 0, "idle": "x"}, "url": "http://h/", "oauth": []},
             "one": {"allowedTools": [1, "ok", 2]},
         },
         "lisen": "127.0.0.1:1",
@@ -341,7 +337,7 @@ def test_all_mistakes_come_at_once_and_in_the_order_of_the_file() -> None:
         "servers.one.allowedTools[0]",
         "servers.one.allowedTools[2]",
         "lisen",
-        "policies",
+        "policies[0]",
     ]
 
 

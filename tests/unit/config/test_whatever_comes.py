@@ -9,16 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kars_router.config import auth, schema, toolpolicy
 from kars_router.config.converter import key_of
 from kars_router.config.load import build, load
 from kars_router.config.problems import InvalidConfigError
-from kars_router.config.schema import Config, Limits, Log, Plugins, Server, Sessions, Timeouts
 from kars_router.errors import ConfigError
 
 
 def keys() -> Iterator[str]:
-    for section in (Config, Limits, Log, Plugins, Server, Sessions, Timeouts):
-        yield from (key_of(each.name) for each in attrs.fields(section))
+    for module in (schema, auth, toolpolicy):
+        for section in vars(module).values():
+            if attrs.has(section) and section.__module__ == module.__name__:
+                yield from (key_of(each.name) for each in attrs.fields(section))
 
 
 NAMES = st.sampled_from([*keys(), "web"]) | st.text(max_size=10)
@@ -27,6 +29,7 @@ ODD_NAMES = NAMES | st.integers() | st.none() | st.booleans() | st.binary(max_si
 TEXTS = [
     *("http://h/", "https://h:1/", "ws://h", "http://[", "127.0.0.1:1", "unix:/a", "*", "["),
     *("5s", "4MiB", "sse", "stdio", "TOKEN", "..", "~", "\ud800", "x" * 1000),
+    *("deny", "redact", "token-exchange", "session", "10.0.0.1/8", "/a", "[[a", "(?\a)"),
 ]
 LEAVES = st.one_of(
     st.none(),
@@ -58,7 +61,7 @@ BYTES = st.binary(max_size=100) | st.text(max_size=100).map(
 )
 def test_any_data(raw: object, upstreams: list[str], overrides: dict[str, object]) -> None:
     refusal: InvalidConfigError | None = None
-    config: Config | None = None
+    config: schema.Config | None = None
     try:
         config = build(raw, upstreams=upstreams, overrides=overrides, environ={"HOME": "/nowhere"})
     except InvalidConfigError as error:

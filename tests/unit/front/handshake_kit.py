@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,6 +24,9 @@ from kars_router.front.handshake_caller import HandshakePort
 from kars_router.front.legacy import LegacyServer
 from kars_router.front.operations import Answer, Operations
 from kars_router.front.sealing import Sealer
+from kars_router.governance.approvals import ApprovalStore
+from kars_router.governance.holding import Holder
+from kars_router.governance.runner import Governance
 from kars_router.plugins import Plugins
 from kars_router.session.caller import AgentPort, Reply
 from kars_router.session.records import Records
@@ -80,8 +84,8 @@ class Scripted(Operations):
         slow: seconds until it is known what servers can do.
     """
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        super().__init__(supervisor, limit=64)
+    def __init__(self, supervisor: Supervisor, governance: Governance) -> None:
+        super().__init__(supervisor, governance, limit=64)
         self.work: dict[str, Work] = {}
         self.seen: list[tuple[Requester, str, bytes]] = []
         self.callers: list[AgentCaller] = []
@@ -201,12 +205,21 @@ class Kit(Visitor):
         return self.metrics.registry.get_sample_value(name)
 
 
+def no_governance() -> Governance:
+    """A governance without governors."""
+    metrics = Metrics()
+    store = ApprovalStore(None, time.time)
+    holder = Holder(store, metrics, limit=1, patience=1.0, clock=time.time)
+    return Governance(Plugins(), metrics, holder, state=None, deadline=1.0)
+
+
 @asynccontextmanager
 async def open_kit(*, key: bytes = b"k" * 32, **options: Any) -> AsyncIterator[Kit]:
     """Runs a router's agent side."""
     metrics, records = Metrics(), Records(None, LIFETIME)
     upstream = Upstream(metrics, records)
-    operations = Scripted(upstream)
+    governance = no_governance()
+    operations = Scripted(upstream, governance)
     agents = AgentRegistry(
         Sealer(key),
         metrics,
@@ -231,6 +244,7 @@ async def open_kit(*, key: bytes = b"k" * 32, **options: Any) -> AsyncIterator[K
                 metrics=metrics,
             )
         nursery.cancel_scope.cancel()
+    governance.holder.close()
 
 
 async def ask(caller: AgentCaller, method: str = ELICIT, params: bytes = QUESTION) -> Answer:

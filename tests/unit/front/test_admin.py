@@ -51,6 +51,7 @@ async def test_servers_are_listed_with_what_is_wrong(autojump_clock: MockClock) 
         "error": "",
         "tools": 1,
         "hidden": 6,
+        "withheld": [],
         "sessionScope": "agent",
     }
     assert (broken["name"], broken["state"], broken["tools"]) == ("down", "down", 0)

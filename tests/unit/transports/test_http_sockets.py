@@ -237,7 +237,9 @@ async def test_a_trailing_dot_is_not_part_of_the_name(authority: Authority) -> N
     context.sni_callback = lambda _socket, name, _context: names.append(name)
     async with listening(answer_all, context) as port:
         url = f"https://upstream.test.:{port}/"
-        async with TrioTransport(url, ca_file=authority.ca_file) as transport:
+        async with TrioTransport(
+            url, ca_file=authority.ca_file, allowed_networks=["127.0.0.0/8"]
+        ) as transport:
             assert (await fetch(transport, build(url=url))).status_code == 200
     assert names == ["upstream.test"]
 

@@ -1,0 +1,119 @@
+"""`kars egress`: what egress a server needs, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from kars_router.cli.errors import FOUND
+from kars_router.cli.output import Output, emit, output_option, table
+from kars_router.egress import DEFAULT_DOMAIN, Explanation, Place, Scope, explain, summary
+from kars_router.egress.names import is_domain, is_namespace
+from kars_router.model import ServerInfo
+from kars_router.plugins import Plugins
+from kars_router.telemetry import configure_logging
+
+
+@click.group("egress")
+def command() -> None:
+    """Explain what egress a server needs."""
+
+
+def _namespace(_: click.Context, __: click.Parameter, value: str) -> str:
+    if not is_namespace(value):
+        raise click.BadParameter("it must be the name of a namespace, such as tools")
+    return value
+
+
+def _domain(_: click.Context, __: click.Parameter, value: str) -> str:
+    if not is_domain(value):
+        raise click.BadParameter(f"it must be a domain such as {DEFAULT_DOMAIN}")
+    return value
+
+
+@command.command("explain")
+@click.argument("urls", metavar="URL...", nargs=-1, required=True)
+@click.option(
+    "--namespace",
+    metavar="NS",
+    default="default",
+    show_default=True,
+    callback=_namespace,
+    help="The sandbox's namespace, in which bare names are looked up.",
+)
+@click.option(
+    "--cluster-domain",
+    metavar="D",
+    default=DEFAULT_DOMAIN,
+    show_default=True,
+    callback=_domain,
+    help="The cluster's DNS domain.",
+)
+@output_option
+@click.pass_context
+def explain_urls(
+    context: click.Context,
+    *,
+    urls: tuple[str, ...],
+    namespace: str,
+    cluster_domain: str,
+    output: Output,
+) -> None:
+    """Say which NetworkPolicy rule a server's URL needs, and why.
+
+    Nothing is looked up: a Service is taken to have the pods of its whole namespace behind it, at
+    the port of the URL. The operator reads Services, and opens no more than their pods.
+
+    \b
+    Exit codes:
+      0  every URL is explained
+      1  a URL leads nowhere; the others are explained all the same
+    """  # noqa: D301 (the backspace keeps click from filling the lines)
+    configure_logging(level="error", style="console")
+    plugins = Plugins.load()
+    place = Place(namespace=namespace, cluster_domain=cluster_domain)
+    answers = []
+    for url in urls:
+        # What is no UTF-8 on the command line could not be printed again.
+        text = url.encode("utf-8", "backslashreplace").decode()
+        answers.append(_answer(explain(text, namespace, cluster_domain), plugins, place))
+    emit(
+        answers,
+        output,
+        lambda: table(
+            ("URL", "SCOPE", "HOST", "PORT", "RULE", "WHY"), [_row(answer) for answer in answers]
+        ),
+    )
+    if any(answer["scope"] is Scope.INVALID for answer in answers):
+        context.exit(FOUND)
+
+
+def _answer(explained: Explanation, plugins: Plugins, place: Place) -> dict[str, Any]:
+    """One object of the answer; plugins may want other rules than the one that was derived."""
+    answer = explained.plain()
+    if explained.scope is Scope.INVALID:
+        return answer
+    derived = [] if explained.rule is None else [explained.rule]
+    wanted = list(plugins.egress_rules(ServerInfo(name="", url=explained.url), place))
+    if wanted != derived:
+        answer["rule"] = wanted[0] if wanted else None
+        answer["reason"] += " Plugins have changed the rules."
+        if len(wanted) > 1:
+            answer["rules"] = wanted
+    return answer
+
+
+def _row(answer: dict[str, Any]) -> tuple[object, ...]:
+    rules = answer.get("rules") or ([answer["rule"]] if answer["rule"] else [])
+    said = "; ".join(summary(rule) for rule in rules)
+    if not said and answer["scope"] is not Scope.INVALID:
+        said = "none needed"
+    return (
+        answer["url"],
+        answer["scope"],
+        answer["host"],
+        answer["port"],
+        said,
+        answer["reason"],
+    )

@@ -1,0 +1,34 @@
+"""How a plain value is read: one mark for each kind, one hook for each mark in `values`.
+
+Knows neither YAML nor converters.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+# Metadata of a field that no file sets.
+NO_KEY: Final = {"kars_key": False}
+
+Duration = Annotated[float, "duration"]
+Size = Annotated[int, "size"]
+Count = Annotated[int, "count"]
+Priority = Annotated[int, "priority"]
+Name = Annotated[str, "name"]
+ServerKey = Annotated[str, "server name"]
+Glob = Annotated[str, "glob"]
+Regex = Annotated[str, "regular expression"]
+Pointer = Annotated[str, "JSON pointer"]
+Url = Annotated[str, "url"]
+HttpUrl = Annotated[str, "http url"]
+EnvName = Annotated[str, "environment variable"]
+HeaderName = Annotated[str, "header name"]
+HeaderValue = Annotated[str, "header value"]
+Secret = Annotated[str, "secret"]
+Host = Annotated[str, "host"]
+Network = Annotated[str, "network"]
+Origin = Annotated[str, "origin"]
+Scope = Annotated[str, "scope"]
+Sentence = Annotated[str, "sentence"]
+Command = Annotated[tuple[str, ...], "command"]
+Json = Annotated[object, "json"]

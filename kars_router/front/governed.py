@@ -1,0 +1,93 @@
+"""A request of an agent as governance sees it, and the way from there to its server.
+
+Must not know HTTP nor what is decided.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from attrs import evolve
+
+from kars_router.front.callers import AgentCaller, Requester
+from kars_router.governance.runner import BeforeSend, Governance, new_call_id
+from kars_router.model import CallOutcome, Fate, GovernedCall
+from kars_router.session.requests import Request, Requests
+from kars_router.wire import jsonrpc
+
+_COMPLETE: Final = "completion/complete"
+
+
+def governed(
+    who: Requester, request: Request, name: str, annotations: Mapping[str, Any]
+) -> GovernedCall | None:
+    """A request as governors see it; None if its arguments cannot be read.
+
+    Args:
+        who: who makes it.
+        request: the request, under the server's own names.
+        name: the tool or prompt under the server's own name, or the URI.
+        annotations: the hints of the tool's definition.
+    """
+    member = "argument" if request.method == _COMPLETE else "arguments"
+    try:
+        written = jsonrpc.members(request.params).get(member)
+        arguments = None if written is None else jsonrpc.decode(bytes(written))
+    except jsonrpc.MalformedError:
+        return None
+    if not isinstance(arguments, dict | None):
+        return None
+    return GovernedCall(
+        id=new_call_id(),
+        agent=who.agent,
+        client=who.client,
+        subject=who.subject,
+        scopes=who.scopes,
+        server=request.server,
+        method=request.method,
+        name=name,
+        arguments=arguments or {},
+        params=request.params,
+        annotations=annotations,
+        time=time.time(),
+    )
+
+
+async def perform(
+    governance: Governance,
+    call: GovernedCall,
+    caller: AgentCaller,
+    requests: Requests,
+    *,
+    request: Request,
+) -> CallOutcome:
+    """Brings a request to its end, as governance allows.
+
+    Args:
+        governance: decides on it.
+        call: the request, as governors see it.
+        caller: the agent's side of it.
+        requests: makes it.
+        request: the request, as it is made if nothing is changed about it.
+
+    Cancellation: see `Governance.perform`.
+    """
+    caller.censor = governance.censor(call)
+
+    async def make(params: bytes, before_send: BeforeSend) -> CallOutcome:
+        if caller.withdrawn:
+            text = "The call was cancelled before it was made."
+            return CallOutcome(fate=Fate.NOT_EXECUTED, code="cancelled", message=text)
+        runtime = requests.servers.get(request.server)
+        known = runtime.catalogue.tools if runtime is not None else {}
+        if request.call is not None and request.call.tool not in known:
+            # It may have been withheld while the call waited for a person.
+            text = "The tool is not available any more, so the call was not made."
+            return CallOutcome(fate=Fate.NOT_EXECUTED, code="tool_gone", message=text)
+        tool = request.call and evolve(request.call, params=params)
+        sent = evolve(request, params=params, call=tool, before_send=before_send)
+        return await requests.make(sent, caller)
+
+    return await governance.perform(call, caller, make)

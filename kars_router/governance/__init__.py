@@ -1,0 +1,1 @@
+"""What stands between an agent's call and its server: decisions, approvals, the record."""

@@ -1,0 +1,217 @@
+"""Approvals that outlive the process: which calls wait for a person, and what was said of them.
+
+An approval is used once, and that is on the disk before the call is sent, so no decision can make a
+call twice. One whose agent has gone away, or whose router was killed, stays open until it expires;
+the same call of the same agent then finds it again. Owns the file. Must not know who waits.
+
+Blocks for as long as the disk takes; called from a worker thread.
+"""
+
+from __future__ import annotations
+
+import enum
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import msgspec
+from attrs import evolve, field, frozen
+
+from kars_router.errors import UserError
+
+FILE: Final = "approvals.sqlite3"
+_KEPT_SECONDS: Final = 7 * 86_400.0
+_MOST_KEPT: Final = 1000
+
+
+class ApprovalState(enum.StrEnum):
+    """What became of an approval."""
+
+    PENDING = "pending"
+    APPROVED = "approved"  # and not used yet
+    DENIED = "denied"
+    EXPIRED = "expired"
+    USED = "used"
+
+
+@frozen(kw_only=True)
+class Approval:
+    """One call that a person is to decide on.
+
+    Attributes:
+        id: short random name.
+        digest: what the call is: agent, server, method, name and params.
+        call: the call's id in the record.
+        agent: opaque identifier of the agent.
+        client: what its client calls itself; untrusted.
+        subject: who the agent proved to be; "" if it had to prove nothing.
+        server: the server.
+        method: the request's method.
+        name: the tool, prompt or URI.
+        arguments: the arguments as JSON, after transformers, cut to 16 KiB.
+        reason: why it is held.
+        rule: the rule that says so.
+        source: the plugin that says so.
+        created: seconds of Unix time.
+        expires: seconds of Unix time; then the answer is no.
+        operator: whether it may be decided at the admin address.
+        state: what became of it.
+        by: who decided; "" if nobody has.
+        comment: what that person said.
+        decided: seconds of Unix time, or None.
+    """
+
+    id: str
+    digest: str
+    call: str
+    agent: str
+    server: str
+    method: str
+    name: str
+    arguments: str = field(default="", repr=False)
+    client: str = ""
+    subject: str = ""
+    reason: str = ""
+    rule: str = ""
+    source: str = ""
+    created: float
+    expires: float
+    operator: bool = True
+    state: ApprovalState = ApprovalState.PENDING
+    by: str = ""
+    comment: str = ""
+    decided: float | None = None
+
+
+class ApprovalStore:
+    """The approvals of one router.
+
+    Args:
+        directory: where the file is kept; None to keep them in memory only.
+        clock: the wall clock, in seconds.
+
+    Attributes:
+        blocks: whether there is a disk to wait for.
+
+    Raises:
+        UserError: the file cannot be used.
+    """
+
+    def __init__(self, directory: Path | None, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.blocks = directory is not None
+        place = ":memory:" if directory is None else str(directory / FILE)
+        try:
+            self._db = sqlite3.connect(
+                place, timeout=5.0, check_same_thread=False, isolation_level=None
+            )
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS approvals (id TEXT PRIMARY KEY, digest TEXT NOT NULL, "
+                "state TEXT NOT NULL, expires REAL NOT NULL, body BLOB NOT NULL)"
+            )
+            self._db.execute("CREATE INDEX IF NOT EXISTS by_digest ON approvals (digest, state)")
+            self.sweep()
+        except sqlite3.Error as error:
+            raise UserError(
+                f"state: {place} cannot be used: {error}; move it away to begin anew"
+            ) from error
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._db.close()
+
+    def add(self, approval: Approval) -> None:
+        """Keeps a new approval."""
+        self._db.execute(
+            "INSERT INTO approvals VALUES (?, ?, ?, ?, ?)",
+            (
+                approval.id,
+                approval.digest,
+                approval.state.value,
+                approval.expires,
+                _encode(approval),
+            ),
+        )
+
+    def get(self, ident: str) -> Approval | None:
+        """An approval by its id."""
+        rows = self._db.execute("SELECT body FROM approvals WHERE id = ?", (ident,)).fetchall()
+        return _decode(rows[0][0]) if rows else None
+
+    def find(self, digest: str) -> list[Approval]:
+        """Approvals for a call that are neither used nor over, the oldest first."""
+        rows = self._db.execute(
+            "SELECT body FROM approvals WHERE digest = ? AND expires > ? "
+            "AND state IN ('pending', 'approved', 'denied') ORDER BY rowid",
+            (digest, self._clock()),
+        )
+        return [_decode(body) for (body,) in rows]
+
+    def pending(self) -> list[Approval]:
+        """Approvals that wait for a decision, the oldest first."""
+        rows = self._db.execute(
+            "SELECT body FROM approvals WHERE state = 'pending' AND expires > ? ORDER BY rowid",
+            (self._clock(),),
+        )
+        return [_decode(body) for (body,) in rows]
+
+    def all(self) -> list[Approval]:
+        """Every approval that is still known, the oldest first."""
+        self.sweep()
+        rows = self._db.execute("SELECT body FROM approvals ORDER BY rowid")
+        return [_decode(body) for (body,) in rows]
+
+    def change(self, ident: str, before: ApprovalState, **changes: Any) -> Approval | None:
+        """Changes an approval, if it is still in a state; on the disk when this returns.
+
+        Args:
+            ident: its id.
+            before: the state that it must be in.
+            changes: new values of attributes, `state` among them.
+
+        Returns:
+            the approval as it is now, or None if it was in another state.
+        """
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            found = self.get(ident)
+            if found is None or found.state is not before:
+                return None
+            fresh = evolve(found, **changes)
+            self._db.execute(
+                "UPDATE approvals SET state = ?, body = ? WHERE id = ?",
+                (fresh.state.value, _encode(fresh), ident),
+            )
+            return fresh
+        finally:
+            self._db.execute("COMMIT")
+
+    def sweep(self) -> None:
+        """Lets what is over expire, and forgets what is old."""
+        now = self._clock()
+        rows = self._db.execute(
+            "SELECT id, state FROM approvals WHERE state IN ('pending', 'approved') "
+            "AND expires <= ?",
+            (now,),
+        ).fetchall()
+        for ident, state in rows:
+            self.change(ident, ApprovalState(state), state=ApprovalState.EXPIRED)
+        self._db.execute("DELETE FROM approvals WHERE expires < ?", (now - _KEPT_SECONDS,))
+        self._db.execute(
+            "DELETE FROM approvals WHERE state NOT IN ('pending', 'approved') AND rowid NOT IN "
+            "(SELECT rowid FROM approvals ORDER BY rowid DESC LIMIT ?)",
+            (_MOST_KEPT,),
+        )
+
+
+def _encode(approval: Approval) -> bytes:
+    return msgspec.json.encode(attrs.asdict(approval))
+
+
+def _decode(body: bytes) -> Approval:
+    value = msgspec.json.decode(body)
+    return Approval(**{**value, "state": ApprovalState(value["state"])})

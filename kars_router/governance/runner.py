@@ -1,0 +1,404 @@
+"""The way of one call through governance: decide, hold, transform, record, make, judge.
+
+Owns the order of these steps and which set of rules is in force. Must not know HTTP, sessions or
+how a call is made.
+
+The order: every governor decides; transformers change what is sent, so that a person who approves
+sees just that; the call is recorded as accepted; it is held, if somebody has to approve it; it is
+made, and recorded as sent before its first byte leaves; transformers change the result; every
+governor sees the end, and may withhold the result; the fate is recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import trio
+from attrs import define, evolve, field
+
+from kars_router import policy
+from kars_router.barriers import GuardedGovernor, GuardedTransformer, TransformError
+from kars_router.errors import JournalError
+from kars_router.governance.holding import Held, Holder
+from kars_router.governance.questions import Asker
+from kars_router.hookspecs import GovernanceSettings
+from kars_router.model import CallEnd, CallOutcome, Decision, Fate, GovernedCall, Ruling
+from kars_router.plugins import Plugins
+from kars_router.telemetry import Metrics, log
+from kars_router.wire import raw
+
+_MOST_CONTINUED: Final = 1024
+
+BeforeSend = Callable[[int], CallOutcome | None]
+Make = Callable[[bytes, BeforeSend], Awaitable[CallOutcome]]
+
+
+class Recorder(Protocol):
+    """The record of calls, as far as governance writes it; `audit` has the one there is."""
+
+    def accepted(self, call: GovernedCall, decision: Decision) -> None:
+        """A call has been decided on. Raises JournalError."""
+        ...
+
+    def held(self, call_id: str, approval: str) -> None:
+        """It waits for a person."""
+        ...
+
+    def decided(self, call_id: str, approval: str, ruling: Ruling, by: str) -> None:
+        """A person has decided, or nobody has."""
+        ...
+
+    def sent(self, call_id: str, generation: int) -> None:
+        """It is about to be sent. Raises JournalError."""
+        ...
+
+    def ended(self, call_id: str, end: CallEnd) -> None:
+        """It has ended."""
+        ...
+
+
+@define(eq=False)
+class Rules:
+    """The governors and transformers that belong to one set of policies.
+
+    Attributes:
+        governors: in the order in which they are asked.
+        transformers: in the order in which arguments pass them.
+        users: calls that they have been asked about and that have not ended.
+        retired: whether another set has taken their place.
+    """
+
+    governors: Sequence[GuardedGovernor] = ()
+    transformers: Sequence[GuardedTransformer] = ()
+    users: int = 0
+    retired: bool = False
+
+    async def let_go(self) -> None:
+        """Closes the governors of a retired set once no call needs them; bounded."""
+        if self.retired and not self.users:
+            with trio.CancelScope(shield=True):  # each is bounded
+                for each in self.governors:
+                    await each.aclose()
+
+
+@define(eq=False)
+class _Passage:
+    """One call on its way."""
+
+    call: GovernedCall
+    rules: Rules
+    started: float
+    asked: list[GuardedGovernor] = field(factory=list)
+    decision: Decision = policy.ADMITTED
+    sent: bool = False
+
+
+class Governance:
+    """Governs the calls of one router.
+
+    Args:
+        plugins: where governors and transformers come from.
+        metrics: where decisions are counted.
+        holder: holds calls that need approval.
+        state: directory for what has to outlive the process, or None.
+        deadline: seconds for each governor, before and after a call.
+        clock: the wall clock, in seconds.
+
+    Attributes:
+        deadline: the same, while it may change.
+        recorder: where calls are recorded, or None.
+        fail_open: whether calls that cannot be recorded are made all the same.
+    """
+
+    def __init__(
+        self,
+        plugins: Plugins,
+        metrics: Metrics,
+        holder: Holder,
+        *,
+        state: Path | None,
+        deadline: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.deadline = deadline
+        self.recorder: Recorder | None = None
+        self.fail_open = False
+        self.holder = holder
+        self._plugins = plugins
+        self._metrics = metrics
+        self._state = state
+        self._clock = clock
+        self._rules = Rules()
+        # Approved calls of which the server wants to hear more, by what it gave to go on with.
+        self._continued: OrderedDict[bytes, str] = OrderedDict()
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is to be done about calls at all."""
+        rules = self._rules
+        return bool(rules.governors or rules.transformers or self.recorder)
+
+    def prepare(self, policies: Sequence[Any]) -> Rules:
+        """Makes the rules for a set of policies; nothing is in force yet.
+
+        Raises:
+            ConfigError: a policy cannot be used.
+            PluginError: a plugin failed.
+        """
+        settings = GovernanceSettings(policies=policies, state=self._state)
+        return Rules(self._plugins.governors(settings), self._plugins.transformers(settings))
+
+    async def adopt(self, rules: Rules) -> None:
+        """Puts a set of rules in force for the next call; calls on their way keep theirs."""
+        old, self._rules = self._rules, rules
+        old.retired = True
+        await old.let_go()
+
+    async def aclose(self) -> None:
+        """Has governors write down what they must; no call follows."""
+        await self.adopt(Rules())
+
+    def censor(self, call: GovernedCall) -> Callable[[bytes], bytes] | None:
+        """What every notification and question of a call's server passes, or None."""
+        transformers = self._rules.transformers
+        if not transformers:
+            return None
+
+        def passed(body: bytes) -> bytes:
+            return _incoming(transformers, call, body)
+
+        return passed
+
+    async def perform(self, call: GovernedCall, asker: Asker, make: Make) -> CallOutcome:
+        """Brings one call to its end; never raises for anything that goes wrong with it.
+
+        Args:
+            call: the call.
+            asker: the agent's side of it.
+            make: makes it with these params; calls back before anything is sent.
+
+        Cancellation ends it with what is known by then; governors and the record learn of that.
+        """
+        passage = _Passage(call, self._rules, time.perf_counter())
+        passage.rules.users += 1
+        outcome: CallOutcome | None = None
+        try:
+            outcome = await self._made(passage, asker, make)
+        finally:
+            passage.rules.users -= 1
+            known = _abandoned(sent=passage.sent) if outcome is None else outcome
+            with trio.CancelScope(shield=True):  # each governor is bounded
+                ended = await self._ended(passage, known)
+                await passage.rules.let_go()
+        return ended
+
+    async def _made(self, passage: _Passage, asker: Asker, make: Make) -> CallOutcome:
+        await self._decide(passage)
+        self._transform(passage)
+        if not self._record(lambda r: r.accepted(passage.call, passage.decision)):
+            return self._unrecorded(passage)
+        decision = passage.decision
+        if decision.ruling is Ruling.DENY:
+            return _refused(decision, retryable=decision.retry_after is not None)
+        if decision.ruling is Ruling.APPROVE:
+            held = await self._hold(passage, asker)
+            if not held.approved:
+                passage.decision = _denial(held.code, held.reason)
+                return _refused(passage.decision, retryable=held.retryable)
+            passage.decision = evolve(decision, ruling=Ruling.ALLOW, code="approved")
+
+        def before_send(generation: int) -> CallOutcome | None:
+            if not self._record(lambda r: r.sent(passage.call.id, generation)):
+                return self._unrecorded(passage)
+            passage.sent = True
+            return None
+
+        outcome = await make(passage.call.params, before_send)
+        if decision.ruling is Ruling.APPROVE and outcome.result is not None:
+            self._note_state(passage.call, outcome.result)
+        return self._seen(passage, outcome)
+
+    def _transform(self, passage: _Passage) -> None:
+        if passage.decision.ruling is Ruling.DENY:
+            return
+        try:
+            for each in passage.rules.transformers:
+                params = each.outgoing(passage.call)
+                if params is not passage.call.params:
+                    passage.call = evolve(passage.call, params=params)
+        except TransformError:
+            passage.decision = _denial(
+                "policy_error",
+                "What this call would send could not be checked for secrets, so it was not made.",
+            )
+
+    def _unrecorded(self, passage: _Passage) -> CallOutcome:
+        passage.decision = _denial("audit_unavailable", _UNRECORDED)
+        return _refused(passage.decision, retryable=True)
+
+    async def _decide(self, passage: _Passage) -> None:
+        said = []
+        for governor in passage.rules.governors:
+            passage.asked.append(governor)
+            decision = await governor.before_call(passage.call, seconds=self.deadline)
+            if decision is not None:
+                said.append(decision)
+        passage.decision = decision = policy.fold(said)
+        self._metrics.decision_seconds.observe(time.perf_counter() - passage.started)
+        code = decision.code if decision.ruling is Ruling.DENY else "ok"
+        self._metrics.decisions.labels(passage.call.server, decision.ruling.value, code).inc()
+        if decision.ruling is Ruling.DENY:
+            log().warning(
+                "call_denied",
+                call=passage.call.id,
+                server=passage.call.server,
+                tool=passage.call.name,
+                agent=passage.call.agent,
+                code=decision.code,
+                rule=decision.rule,
+                source=decision.source,
+            )
+
+    async def _hold(self, passage: _Passage, asker: Asker) -> Held:
+        call = passage.call
+        key = _state_key(call, "requestState", call.params)
+        before = self._continued.pop(key, "") if key else ""
+        if before:
+            # A further round of a call that was approved: the same question again would be none.
+            self._record(lambda r: r.decided(call.id, before, Ruling.ALLOW, "an earlier round"))
+            return Held(approved=True, approval=before)
+        log().info("call_held", call=call.id, server=call.server, tool=call.name, agent=call.agent)
+        held = await self.holder.hold(
+            call,
+            passage.decision,
+            asker,
+            noted=lambda approval: self._noted(call.id, approval),
+        )
+        if held.approval:
+            ruling = Ruling.ALLOW if held.approved else Ruling.DENY
+            by = held.by or held.code
+            self._record(lambda r: r.decided(call.id, held.approval, ruling, by))
+        return held
+
+    def _noted(self, call_id: str, approval: str) -> None:
+        self._record(lambda r: r.held(call_id, approval))
+
+    def _note_state(self, call: GovernedCall, result: bytes) -> None:
+        key = _state_key(call, "requestState", result)
+        if key:
+            self._continued[key] = call.id
+            while len(self._continued) > _MOST_CONTINUED:
+                self._continued.popitem(last=False)
+
+    def _seen(self, passage: _Passage, outcome: CallOutcome) -> CallOutcome:
+        """An outcome after the transformers."""
+        transformers = passage.rules.transformers
+        if not transformers or (outcome.result is None and outcome.error is None):
+            return outcome
+        try:
+            if outcome.result is not None:
+                seen = _incoming(transformers, passage.call, outcome.result)
+                return outcome if seen is outcome.result else evolve(outcome, result=seen)
+            error = _incoming(transformers, passage.call, outcome.error or b"{}")
+            return evolve(outcome, error=error)
+        except TransformError:
+            return self._withheld(
+                passage,
+                outcome,
+                _denial("policy_error", "Its result could not be checked for secrets."),
+            )
+
+    async def _ended(self, passage: _Passage, outcome: CallOutcome) -> CallOutcome:
+        end = CallEnd(
+            decision=passage.decision,
+            fate=outcome.fate,
+            code=outcome.code,
+            result=outcome.result,
+            error=outcome.error,
+            seconds=time.perf_counter() - passage.started,
+        )
+        for governor in passage.asked:
+            denial = await governor.after_call(passage.call, end, seconds=self.deadline)
+            if denial is not None and (outcome.result is not None or outcome.error is not None):
+                outcome = self._withheld(passage, outcome, denial)
+        if outcome.code != end.code:
+            end = evolve(end, code=outcome.code, result=outcome.result, error=outcome.error)
+        if self.recorder is not None:
+            self.recorder.ended(passage.call.id, end)
+        return outcome
+
+    def _withheld(self, passage: _Passage, outcome: CallOutcome, denial: Decision) -> CallOutcome:
+        call = passage.call
+        self._metrics.withheld.labels(call.server, denial.code).inc()
+        log().warning(
+            "result_withheld", call=call.id, server=call.server, tool=call.name, code=denial.code
+        )
+        return CallOutcome(
+            fate=outcome.fate,
+            code=denial.code,
+            message=f"The call was executed, but its result is withheld. {denial.reason}",
+            reset=outcome.reset,
+        )
+
+    def _record(self, write: Callable[[Recorder], None]) -> bool:
+        """Whether the call may go on."""
+        if self.recorder is None:
+            return True
+        try:
+            write(self.recorder)
+        except JournalError as error:
+            log().error("audit_failed", error=str(error), calls="go on" if self.fail_open else "no")
+            return self.fail_open
+        return True
+
+
+def new_call_id() -> str:
+    """An id for a call."""
+    return secrets.token_hex(8)
+
+
+_UNRECORDED: Final = (
+    "The router cannot record calls at the moment, and what is not recorded is not made."
+)
+
+
+def _incoming(transformers: Sequence[GuardedTransformer], call: GovernedCall, body: bytes) -> bytes:
+    for each in reversed(transformers):
+        body = each.incoming(call, body)
+    return body
+
+
+def _denial(code: str, reason: str) -> Decision:
+    return Decision(ruling=Ruling.DENY, code=code, reason=reason, source="router")
+
+
+def _refused(decision: Decision, *, retryable: bool = False) -> CallOutcome:
+    message = decision.reason or "A policy denies this call; it was not made."
+    return CallOutcome(
+        fate=Fate.NOT_EXECUTED,
+        code=decision.code,
+        message=message,
+        retryable=retryable,
+        retry_after=decision.retry_after,
+    )
+
+
+def _abandoned(*, sent: bool) -> CallOutcome:
+    fate = Fate.UNKNOWN if sent else Fate.NOT_EXECUTED
+    return CallOutcome(fate=fate, code="abandoned", message="The router gave the call up.")
+
+
+def _state_key(call: GovernedCall, member: str, body: bytes) -> bytes:
+    if member.encode() not in body:
+        return b""
+    state = (raw.fields(body) or {}).get(member)
+    if state is None:
+        return b""
+    parts = [call.agent, call.server, call.method, call.name, bytes(state)]
+    return hashlib.sha256(repr(parts).encode("utf-8", "surrogateescape")).digest()
