@@ -92,7 +92,9 @@ class GuardedGovernor:
                 raise TypeError(f"before_call returned {type(said).__name__}")
         except Exception as error:  # noqa: BLE001 - crash barrier: one plugin call
             return self._failed("before_call", error, "could not decide on this call")
-        return evolve(said, source=self.plugin) if said is not None else None
+        if said is None or said.source == self.plugin:
+            return said
+        return evolve(said, source=self.plugin)
 
     async def after_call(
         self, call: GovernedCall, end: CallEnd, *, seconds: float

@@ -306,7 +306,7 @@ def kars_session_restored(session: SessionInfo, reason: str) -> None:
 
 
 @hookspec
-def kars_governors(settings: GovernanceSettings) -> Sequence[Governor]:
+def kars_governors(settings: GovernanceSettings) -> Sequence[Governor] | None:
     """Makes the governors for the policies in force.
 
     Called at the start, and again when policies have changed: calls that began before are ended by
@@ -325,7 +325,7 @@ def kars_governors(settings: GovernanceSettings) -> Sequence[Governor]:
 
 
 @hookspec
-def kars_transformers(settings: GovernanceSettings) -> Sequence[Transformer]:
+def kars_transformers(settings: GovernanceSettings) -> Sequence[Transformer] | None:
     """Makes the transformers of arguments and results; called when `kars_governors` is.
 
     Args:
@@ -340,7 +340,7 @@ def kars_transformers(settings: GovernanceSettings) -> Sequence[Transformer]:
 
 
 @hookspec
-def kars_audit_sinks() -> Sequence[AuditSink]:
+def kars_audit_sinks() -> Sequence[AuditSink] | None:
     """Makes the sinks that get copies of audit records; called once, when auditing begins.
 
     Returns:

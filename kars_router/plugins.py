@@ -277,7 +277,8 @@ class Plugins:
         for impl in reversed(caller.get_hookimpls()):
             try:
                 given = [settings] if impl.argnames else []
-                made: tuple[Any, ...] = tuple(impl.function(*given) or ())
+                found: Any = impl.function(*given)
+                made = tuple(found or ())
             except (ConfigError, PluginError):
                 raise
             except Exception as error:

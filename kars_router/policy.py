@@ -31,6 +31,8 @@ def fold(decisions: Iterable[Decision]) -> Decision:
     given = list(decisions)
     if not given:
         return ADMITTED
+    if len(given) == 1:
+        return given[0]
     strictest = max(_ORDER[each.ruling] for each in given)
     alike = [each for each in given if _ORDER[each.ruling] == strictest]
     first = alike[0]

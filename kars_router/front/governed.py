@@ -86,8 +86,17 @@ async def perform(
             # It may have been withheld while the call waited for a person.
             text = "The tool is not available any more, so the call was not made."
             return CallOutcome(fate=Fate.NOT_EXECUTED, code="tool_gone", message=text)
-        tool = request.call and evolve(request.call, params=params)
-        sent = evolve(request, params=params, call=tool, before_send=before_send)
+        tool = request.call
+        if tool is not None and params is not request.params:
+            tool = evolve(tool, params=params)
+        sent = Request(
+            agent=request.agent,
+            server=request.server,
+            method=request.method,
+            params=params,
+            call=tool,
+            before_send=before_send,
+        )
         return await requests.make(sent, caller)
 
     return await governance.perform(call, caller, make)

@@ -124,6 +124,8 @@ def recorded(path: Path) -> dict[int, list[dict[str, Any]]]:
                 calls[record["call"]]["sent"] += 1
             case "ended":
                 calls[record["call"]]["fates"].append(record["fate"])
+            case _:
+                pass
     found: dict[int, list[dict[str, Any]]] = {}
     for call in calls.values():
         found.setdefault(call["n"], []).append(call)

@@ -16,6 +16,7 @@ from kars_plugin_toolpolicy.conditions import Condition, ConditionFailed, variab
 from kars_plugin_toolpolicy.matching import Subject, UnknownKindError
 from kars_plugin_toolpolicy.rules import Compiled, CompiledPolicy, CompiledRule, compile_policies
 from kars_plugin_toolpolicy.schemas import SchemaFailed
+from kars_plugin_toolpolicy.shortlist import Shortlists
 from kars_router.config.toolpolicy import Redact, ToolPolicy
 from kars_router.model import Decision, GovernedCall, Ruling
 from kars_router.policy import fold
@@ -68,7 +69,6 @@ class _Asked:
     """One call, with what rules want to know of it; looked up when it is first wanted."""
 
     call: GovernedCall
-    subject: Subject
     _measure: Measure | None = None
     _values: Any = None
     _bare_values: Any = None
@@ -101,14 +101,11 @@ class _Asked:
         return self._values
 
     def mismatch(self, rule: CompiledRule) -> str | None:
-        """Says why a rule is not about the call, or None if it is.
+        """Says why a rule of the short list is not about the call, or None if it is.
 
         Raises:
             _Failed: its condition has no answer.
         """
-        other = rule.mismatch(self.subject)
-        if other is not None:
-            return other
         condition = rule.condition
         if condition is None:
             return None
@@ -141,6 +138,7 @@ class Engine:
     """Policies in force."""
 
     _compiled: Compiled
+    _shortlists: Shortlists
 
     @classmethod
     def of(cls, policies: Sequence[ToolPolicy]) -> Engine:
@@ -149,7 +147,8 @@ class Engine:
         Raises:
             ConfigError: with every mistake, its path from `policies` on.
         """
-        return cls(compile_policies(policies))
+        compiled = compile_policies(policies)
+        return cls(compiled, Shortlists(compiled))
 
     @property
     def settings(self) -> tuple[ToolPolicy, ...]:
@@ -168,12 +167,12 @@ class Engine:
             the strictest of what they say, or None if none of them is for it. Never raises.
         """
         try:
-            asked = _Asked(call, Subject.of(call))
+            policies = self._shortlists.of(call).policies
         except UnknownKindError:
             return _broken("", "it is not known what the request is for")
-        policies = self._compiled.policies
-        said = [_judge(each, asked) for each in policies if each.scope.holds(asked.subject)]
-        return fold(said) if said else None
+        asked = _Asked(call)
+        said = [_judge(each, asked) for each in policies]
+        return said[0] if len(said) == 1 else fold(said) if said else None
 
     def matching(self, call: GovernedCall) -> tuple[Redact, ...]:
         """What is to be taken out of a call and its results.
@@ -183,13 +182,15 @@ class Engine:
             taken as true: better too little is seen than too much.
         """
         try:
-            asked = _Asked(call, Subject.of(call))
+            shortlist = self._shortlists.of(call)
         except UnknownKindError:
             return ()
+        if shortlist.redacts is not None:
+            return shortlist.redacts
+        asked = _Asked(call)
         return tuple(
             rule.redact
-            for policy in self._compiled.policies
-            if policy.redactions and policy.scope.holds(asked.subject)
+            for policy in shortlist.policies
             for rule in policy.redactions
             if rule.redact is not None and _may_match(rule, asked)
         )
@@ -197,13 +198,14 @@ class Engine:
     def explain(self, call: GovernedCall) -> list[Step]:
         """What becomes of each rule of each policy that is for a call, in the order of asking."""
         try:
-            asked = _Asked(call, Subject.of(call))
+            subject = Subject.of(call)
         except UnknownKindError:
             return []
+        asked = _Asked(call)
         steps: list[Step] = []
         for policy in self._compiled.policies:
-            if policy.scope.holds(asked.subject):
-                steps += _explain(policy, asked)
+            if policy.scope.holds(subject):
+                steps += _explain(policy, asked, subject)
             else:
                 steps.append(Step(rule=policy.name, effect="", matched=False, why="is for others"))
             steps += [Step(rule=policy.name, effect="", matched=None, why=n) for n in policy.notes]
@@ -284,7 +286,7 @@ def _may_match(rule: CompiledRule, asked: _Asked) -> bool:
         return True
 
 
-def _explain(policy: CompiledPolicy, asked: _Asked) -> Iterator[Step]:
+def _explain(policy: CompiledPolicy, asked: _Asked, subject: Subject) -> Iterator[Step]:
     decided = False
     for rule in policy.rules:
         effect = str(rule.ruling)
@@ -292,7 +294,7 @@ def _explain(policy: CompiledPolicy, asked: _Asked) -> Iterator[Step]:
             why = "not asked: the call was decided before"
             yield Step(rule=rule.name, effect=effect, matched=None, why=why)
             continue
-        matched, why = _found(rule, asked)
+        matched, why = _found(rule, asked, subject)
         decided = matched is not False
         yield Step(rule=rule.name, effect=effect, matched=matched, why=why)
     if not decided:
@@ -302,13 +304,13 @@ def _explain(policy: CompiledPolicy, asked: _Asked) -> Iterator[Step]:
         why = "every call of this policy is held"
         yield Step(rule=f"{policy.name}/approval", effect="approve", matched=True, why=why)
     for rule in policy.redactions:
-        matched, why = _found(rule, asked)
+        matched, why = _found(rule, asked, subject)
         yield Step(rule=rule.name, effect="redact", matched=matched, why=why)
 
 
-def _found(rule: CompiledRule, asked: _Asked) -> tuple[bool | None, str]:
+def _found(rule: CompiledRule, asked: _Asked, subject: Subject) -> tuple[bool | None, str]:
     try:
-        other = asked.mismatch(rule)
+        other = rule.mismatch(subject) or asked.mismatch(rule)
         if other is not None:
             return False, other
         asked.fit(rule)

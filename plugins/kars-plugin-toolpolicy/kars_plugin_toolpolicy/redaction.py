@@ -57,6 +57,7 @@ class Redactor:
     def __init__(self, matching: Callable[[GovernedCall], Sequence[Redact]]) -> None:
         self._matching = matching
         self._plans: dict[tuple[bool, tuple[Redact, ...]], Plan | None] = {}
+        self._latest: dict[bool, tuple[Sequence[Redact], Plan | None]] = {}
 
     def outgoing(self, call: GovernedCall) -> bytes:
         """The params, with secrets taken out of the arguments and of a person's answers.
@@ -80,14 +81,20 @@ class Redactor:
         return body if plan is None else plan.result(body)
 
     def _plan(self, call: GovernedCall, *, results: bool) -> Plan | None:
-        terms = tuple(self._matching(call))
+        terms = self._matching(call)
         if not terms:
             return None
-        if (results, terms) not in self._plans:
+        # Mostly the very same terms as before, which are quicker to know than to compare.
+        latest = self._latest.get(results)
+        if latest is not None and latest[0] is terms:
+            return latest[1]
+        key = (results, tuple(terms))
+        if key not in self._plans:
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
-            self._plans[results, terms] = _plan(terms, results=results)
-        return self._plans[results, terms]
+            self._plans[key] = _plan(key[1], results=results)
+        self._latest[results] = (terms, self._plans[key])
+        return self._plans[key]
 
 
 @define(eq=False)

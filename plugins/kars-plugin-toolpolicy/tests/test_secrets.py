@@ -19,7 +19,8 @@ JWT = (
 )
 
 # In two pieces, so that nobody takes it for one.
-KEY_BEGINS = "-----BEGIN PRIVATE KEY-----"
+KEY = "PRIVATE KEY"
+KEY_BEGINS = f"-----BEGIN {KEY}-----"
 PEM = "-----BEGIN {0}-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcw\nggSjAgEAAoIB\n-----END {0}-----"
 K = SecretKind
 

@@ -143,7 +143,7 @@ class TestWhen:
         fetch = Fetch(ONE)
         fetch.wait = float("inf")
         async with trio.open_nursery() as nursery, running(fetch) as keys:
-            nursery.start_soon(_refused, keys)
+            nursery.start_soon(_refused, keys)  # noqa: ASYNC111 - it has to outlive the source
             await wait_all_tasks_blocked()
         assert trio.current_time() < 1 + fetch.times[0]
 
