@@ -12,13 +12,14 @@ from typing import Any, Final
 import trio
 from attrs import evolve, field, frozen
 
-from kars_router.errors import KarsError, UserError
+from kars_router.errors import KarsError, PluginError, UserError
 from kars_router.hookspecs import Credentials, Governor, LiveCredentials, Transformer
 from kars_router.model import CallEnd, Decision, GovernedCall, Ruling
 from kars_router.telemetry import Metrics, log
 
 _CREDENTIALS_SECONDS: Final = 10.0
 _CLOSE_SECONDS: Final = 2.0
+_BROKEN: Final = "it could not be made at the start; the log of the start says why"
 
 
 class TransformError(KarsError):
@@ -160,6 +161,31 @@ class GuardedTransformer:
         except Exception as error:
             _report(self.plugin, "incoming", error, self.metrics)
             raise TransformError(f"the transformer {self.plugin} failed") from error
+
+
+class Broken:
+    """What stands for a governor or a transformer that its plugin could not make: it fails."""
+
+    enforces_policies = True  # by letting nothing pass
+
+    async def before_call(self, call: GovernedCall) -> Decision | None:
+        """Fails, which is a deny."""
+        raise PluginError(_BROKEN)
+
+    async def after_call(self, call: GovernedCall, end: CallEnd) -> Decision | None:
+        """Has nothing to say: nothing was made."""
+        return None
+
+    async def aclose(self) -> None:
+        """Has nothing to write down."""
+
+    def outgoing(self, call: GovernedCall) -> bytes:
+        """Fails, so that nothing is sent."""
+        raise PluginError(_BROKEN)
+
+    def incoming(self, call: GovernedCall, body: bytes) -> bytes:
+        """Fails, so that nothing is seen."""
+        raise PluginError(_BROKEN)
 
 
 def _bytes(value: Any) -> bytes:

@@ -16,7 +16,7 @@ import pluggy
 from attrs import frozen
 
 from kars_router import hookspecs
-from kars_router.barriers import GuardedCredentials, GuardedGovernor, GuardedTransformer
+from kars_router.barriers import Broken, GuardedCredentials, GuardedGovernor, GuardedTransformer
 from kars_router.egress import Place
 from kars_router.errors import ConfigError, KarsError, PluginError
 from kars_router.hookspecs import AuditSink, Credentials, GovernanceSettings
@@ -54,6 +54,7 @@ class Plugins:
         self._manager.add_hookspecs(hookspecs)
         self._metrics = metrics
         self._versions: dict[str, str] = {}
+        self._required: frozenset[str] = frozenset()
 
     @classmethod
     def load(
@@ -79,6 +80,7 @@ class Plugins:
                 name a plugin that is not there.
         """
         host = cls(metrics)
+        host._required = frozenset(required)
         options = options or {}
         for name in BUILTINS:
             if name not in blocked:
@@ -183,16 +185,23 @@ class Plugins:
                 found = clause
         return found
 
-    def governors(self, settings: GovernanceSettings) -> tuple[GuardedGovernor, ...]:
+    def governors(
+        self, settings: GovernanceSettings, *, strict: bool = True
+    ) -> tuple[GuardedGovernor, ...]:
         """The governors for the policies in force, in the order in which they are asked.
+
+        Args:
+            settings: the policies, and where to keep what outlives the process.
+            strict: whether a plugin that fails is an error. If not, and the plugin is not required,
+                it is taken to deny every call: the router runs, and nothing undecided passes.
 
         Raises:
             ConfigError: a policy cannot be used, or there are policies that no plugin enforces.
-            PluginError: a plugin failed; without its opinion nothing may be decided.
+            PluginError: a plugin failed.
         """
         found = tuple(
             GuardedGovernor(name, governor, self._metrics)
-            for name, governor in self._made("kars_governors", settings)
+            for name, governor in self._made("kars_governors", settings, strict=strict)
         )
         enforced = any(getattr(each.governor, "enforces_policies", False) for each in found)
         if settings.policies and not enforced:
@@ -201,8 +210,14 @@ class Plugins:
             )
         return found
 
-    def transformers(self, settings: GovernanceSettings) -> tuple[GuardedTransformer, ...]:
+    def transformers(
+        self, settings: GovernanceSettings, *, strict: bool = True
+    ) -> tuple[GuardedTransformer, ...]:
         """The transformers, in the order in which arguments pass them.
+
+        Args:
+            settings: as for `governors`.
+            strict: likewise; what a plugin that failed should have seen does not pass.
 
         Raises:
             ConfigError: a policy cannot be used.
@@ -210,7 +225,7 @@ class Plugins:
         """
         return tuple(
             GuardedTransformer(name, transformer, self._metrics)
-            for name, transformer in self._made("kars_transformers", settings)
+            for name, transformer in self._made("kars_transformers", settings, strict=strict)
         )
 
     def audit_sinks(self) -> list[tuple[str, AuditSink]]:
@@ -271,7 +286,9 @@ class Plugins:
         if options and not implemented:
             raise PluginError(f"plugins.options.{name}: the plugin takes no options")
 
-    def _made(self, hook: str, settings: GovernanceSettings) -> Iterator[tuple[str, Any]]:
+    def _made(
+        self, hook: str, settings: GovernanceSettings, *, strict: bool
+    ) -> Iterator[tuple[str, Any]]:
         """What each plugin makes; unlike elsewhere, a failure is not passed over."""
         caller: pluggy.HookCaller = getattr(self._manager.hook, hook)
         for impl in reversed(caller.get_hookimpls()):
@@ -283,7 +300,11 @@ class Plugins:
                 raise
             except Exception as error:
                 log().error("plugin_error", plugin=impl.plugin_name, hook=hook, exc_info=error)
-                raise PluginError(f"plugin {impl.plugin_name}: {hook} failed: {error!r}") from error
+                if strict or impl.plugin_name in self._required:
+                    raise PluginError(
+                        f"plugin {impl.plugin_name}: {hook} failed: {error!r}"
+                    ) from error
+                made = (Broken(),)
             yield from ((impl.plugin_name, each) for each in made)
 
     def _each(self, hook: str, *, error: Any = None, **arguments: Any) -> Iterator[tuple[str, Any]]:

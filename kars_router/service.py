@@ -96,7 +96,8 @@ class Router:
             state=self._state.path,
             deadline=config.governance.deadline,
         )
-        self._rules = self.governance.prepare(config.policies)
+        # At the start there are no old rules that could stay.
+        self._rules = self.governance.prepare(config.policies, strict=False)
         self.journal: Journal | None = None
         self.policy_status = PolicyStatus()
         self.records = Records(self._state.path, config.sessions.lifetime)

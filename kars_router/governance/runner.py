@@ -144,15 +144,23 @@ class Governance:
         rules = self._rules
         return bool(rules.governors or rules.transformers or self.recorder)
 
-    def prepare(self, policies: Sequence[Any]) -> Rules:
+    def prepare(self, policies: Sequence[Any], *, strict: bool = True) -> Rules:
         """Makes the rules for a set of policies; nothing is in force yet.
+
+        Args:
+            policies: the policies.
+            strict: whether a plugin that fails is an error, even if it is not required. If not,
+                every call is denied, and the log says why.
 
         Raises:
             ConfigError: a policy cannot be used.
             PluginError: a plugin failed.
         """
         settings = GovernanceSettings(policies=policies, state=self._state)
-        return Rules(self._plugins.governors(settings), self._plugins.transformers(settings))
+        return Rules(
+            self._plugins.governors(settings, strict=strict),
+            self._plugins.transformers(settings, strict=strict),
+        )
 
     async def adopt(self, rules: Rules) -> None:
         """Puts a set of rules in force for the next call; calls on their way keep theirs."""

@@ -270,3 +270,51 @@ async def test_a_changed_lock_of_tools_is_applied_and_an_invalid_one_is_not(
         assert await names(bench) == {"box__read", "box__increment"}
         assert text_of(await agent.call("box__read")) == "counter: 1"
         assert sessions <= set(bench.servers["box"].sessions)
+
+
+async def test_a_changed_policy_applies_to_the_next_call_and_drops_nothing(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "kars.yaml"
+    server = {"url": "http://box.test/mcp", "allowedTools": ["*"]}
+
+    def write(*rules: Mapping[str, Any]) -> None:
+        policy = {"name": "p", "default": "allow", "rules": rules}
+        whole = {"servers": {"box": server}, "policies": [policy], "admin": None}
+        file.write_bytes(msgspec.json.encode(whole))
+
+    write()
+    config = load(file, environ={})
+    async with open_bench(config) as bench, trio.open_nursery() as nursery:
+        agent = await bench.connect()
+        assert text_of(await agent.call("box__increment")) == "counter: 1"
+        nursery.start_soon(partial(watch, bench.router, file, poll=0.01))
+        slow: list[Any] = []
+
+        async def call_slowly() -> None:
+            slow.append(await agent.call("box__slow", seconds=2))
+
+        nursery.start_soon(call_slowly)
+        await until(lambda: reloads(bench, "applied") == 1)
+        async with bench.listen(agent.session) as listening:
+            write({"effect": "deny", "tools": ["increment"], "name": "no"})
+            await until(lambda: reloads(bench, "applied") == 2)
+            denied = await agent.call("box__increment")
+            assert denied["_meta"]["kars.azure.com/call"]["code"] == "denied"
+            status = bench.router.policy_status.document()
+            write({"effect": "deny", "tools": ["read"], "when": "args.x +"})
+            await until(lambda: reloads(bench, "refused") == 1)
+            refused = bench.router.policy_status.document()
+            assert "policies[0].rules[0].when" in refused["refused"]["problems"][0]
+            assert refused["digest"] == status["digest"]
+            assert (await agent.call("box__increment"))["isError"]
+            assert text_of(await agent.call("box__read")) == "counter: 1"
+            write()
+            await until(lambda: reloads(bench, "applied") == 3)
+            assert text_of(await agent.call("box__increment")) == "counter: 2"
+            assert bench.router.policy_status.document()["refused"] is None
+            assert not listening.ended.is_set()
+            await until(lambda: bool(slow))
+        assert slow[0]["isError"] is False
+        assert bench.server.happenings("deleted") == []
+        nursery.cancel_scope.cancel()

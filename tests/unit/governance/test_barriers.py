@@ -131,3 +131,30 @@ def test_policies_need_somebody_who_enforces_them() -> None:
 
 def test_a_plugin_without_governors_is_none() -> None:
     assert hosted(Making(None), Making([])).governors(SETTINGS) == ()
+
+
+async def test_a_plugin_that_cannot_make_its_governors_stops_calls_and_not_the_router() -> None:
+    host = hosted(Making(ValueError("x")))
+    (governor,) = host.governors(SETTINGS, strict=False)
+    said = await governor.before_call(CALL, seconds=1)
+    assert said is not None
+    assert (said.ruling, said.source, said.code) == (Ruling.DENY, "plugin0", "policy_error")
+    assert await governor.after_call(CALL, END, seconds=1) is None
+    await governor.aclose()
+    # Policies that it may have been there for are not passed over either.
+    assert len(host.governors(GovernanceSettings(policies=[object()]), strict=False)) == 1
+
+
+def test_a_plugin_that_cannot_make_its_transformers_lets_nothing_pass() -> None:
+    class Transforming:
+        @hookimpl
+        def kars_transformers(self, settings: GovernanceSettings) -> Any:
+            raise ValueError("x")
+
+    with pytest.raises(PluginError, match="kars_transformers failed"):
+        hosted(Transforming()).transformers(SETTINGS)
+    (transformer,) = hosted(Transforming()).transformers(SETTINGS, strict=False)
+    with pytest.raises(TransformError):
+        transformer.outgoing(CALL)
+    with pytest.raises(TransformError):
+        transformer.incoming(CALL, b"{}")
