@@ -148,6 +148,8 @@ class Transformer(Protocol):
     def outgoing(self, call: GovernedCall) -> bytes:
         """The params to send to the server; asked after the governors have not denied the call.
 
+        Also asked about denied calls whose arguments the audit record shows.
+
         Args:
             call: the call; `params` is what the transformers before this one left.
 
@@ -161,7 +163,8 @@ class Transformer(Protocol):
 
         Args:
             call: the call.
-            body: a result, an error object, or the params of a notification or question, as JSON.
+            body: a result, an error object, or the params of a notification or question, as JSON;
+                also the call's own params, before the audit record shows their arguments.
 
         Returns:
             the same, changed or not.

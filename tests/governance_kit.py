@@ -97,7 +97,9 @@ class Recording:
     failing: set[str] = field(factory=set)
     _held: trio.Event = field(factory=trio.Event)
 
-    def accepted(self, call: GovernedCall, decision: Decision) -> None:
+    def accepted(
+        self, call: GovernedCall, decision: Decision, visible: Callable[[], bytes | None]
+    ) -> None:
         self._add("accepted", call.id, decision.ruling.value)
 
     def held(self, call_id: str, approval: str) -> None:

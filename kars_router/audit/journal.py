@@ -185,17 +185,24 @@ class Journal:
 
     # What the router has to say.
 
-    def accepted(self, call: GovernedCall, decision: Decision) -> None:
+    def accepted(
+        self,
+        call: GovernedCall,
+        decision: Decision,
+        visible: Callable[[], bytes | None] | None = None,
+    ) -> None:
         """Records a call and what was decided of it, before anything is done.
 
         Args:
             call: the call.
             decision: what all governors together said.
+            visible: makes what may be shown of its params; None if that cannot be said. Only
+                called if arguments are to be shown; without it they are shown as they are.
 
         Raises:
             JournalError: it could not be written.
         """
-        self._insist("accepted", self._clerk.accepted(call, decision), call.id)
+        self._insist("accepted", self._clerk.accepted(call, decision, visible), call.id)
 
     def held(self, call_id: str, approval: str) -> None:
         """Records that a call waits for a person; kept if it cannot be written.

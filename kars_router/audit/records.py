@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
 import msgspec
@@ -75,6 +75,7 @@ class Body(Fields):
     digest: str
     bytes: int
     content: msgspec.Raw | None = None
+    redacted: bool = False
     omitted: bool = False
 
 
@@ -195,10 +196,11 @@ class Clerk:
     key: bytes
     content: AuditContent
 
-    def accepted(self, call: GovernedCall, decision: Decision) -> bytes:
-        """The members of `accepted`."""
+    def accepted(
+        self, call: GovernedCall, decision: Decision, visible: Callable[[], bytes | None] | None
+    ) -> bytes:
+        """The members of `accepted`; see `Journal.accepted`."""
         raw = arguments_of(call.params)
-        body = self._body(raw, shown=self.content is not AuditContent.DIGEST) if raw else None
         return encode(
             Accepted(
                 call=call.id,
@@ -208,7 +210,7 @@ class Clerk:
                 name=safe(call.name),
                 client=safe(call.client),
                 subject=safe(call.subject),
-                arguments=body,
+                arguments=self._arguments(raw, visible) if raw else None,
                 ruling=decision.ruling,
                 rule=safe(decision.rule),
                 source=safe(decision.source),
@@ -238,12 +240,21 @@ class Clerk:
             )
         )
 
-    def _body(self, raw: bytes, *, shown: bool) -> Body:
-        content = raw_json(raw) if shown else None
+    def _arguments(self, raw: bytes, visible: Callable[[], bytes | None] | None) -> Body:
+        shown = self.content is not AuditContent.DIGEST
+        if visible is None or not shown or len(raw) > LONGEST_CONTENT:
+            return self._body(raw, shown=shown)
+        params = visible()
+        return self._body(raw, shown=True, left=b"" if params is None else arguments_of(params))
+
+    def _body(self, raw: bytes, *, shown: bool, left: bytes | None = None) -> Body:
+        left = raw if left is None else left
+        content = raw_json(left) if shown else None
         return Body(
             digest=digest(self.key, raw),
             bytes=len(raw),
             content=content,
+            redacted=content is not None and left != raw,
             omitted=shown and content is None,
         )
 

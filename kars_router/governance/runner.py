@@ -16,6 +16,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -42,8 +43,13 @@ Make = Callable[[bytes, BeforeSend], Awaitable[CallOutcome]]
 class Recorder(Protocol):
     """The record of calls, as far as governance writes it; `audit` has the one there is."""
 
-    def accepted(self, call: GovernedCall, decision: Decision) -> None:
-        """A call has been decided on. Raises JournalError."""
+    def accepted(
+        self, call: GovernedCall, decision: Decision, visible: Callable[[], bytes | None]
+    ) -> None:
+        """A call has been decided on; `visible` makes its params as they may be shown, or None.
+
+        Raises JournalError.
+        """
         ...
 
     def held(self, call_id: str, approval: str) -> None:
@@ -209,7 +215,7 @@ class Governance:
     async def _made(self, passage: _Passage, asker: Asker, make: Make) -> CallOutcome:
         await self._decide(passage)
         self._transform(passage)
-        if not self._record(lambda r: r.accepted(passage.call, passage.decision)):
+        if not self._accepted(passage):
             return self._unrecorded(passage)
         decision = passage.decision
         if decision.ruling is Ruling.DENY:
@@ -231,6 +237,10 @@ class Governance:
         if decision.ruling is Ruling.APPROVE and outcome.result is not None:
             self._note_state(passage.call, outcome.result)
         return self._seen(passage, outcome)
+
+    def _accepted(self, passage: _Passage) -> bool:
+        visible = partial(_visible, passage)
+        return self._record(lambda r: r.accepted(passage.call, passage.decision, visible))
 
     def _transform(self, passage: _Passage) -> None:
         if passage.decision.ruling is Ruling.DENY:
@@ -380,6 +390,22 @@ def _incoming(transformers: Sequence[GuardedTransformer], call: GovernedCall, bo
     for each in reversed(transformers):
         body = each.incoming(call, body)
     return body
+
+
+def _visible(passage: _Passage) -> bytes | None:
+    """What the record may show of a call's params; None if that cannot be known.
+
+    A secret that the server has to get is none of the record's business, so params are treated
+    like what comes back. Those of a denied call have passed nothing so far.
+    """
+    call, transformers = passage.call, passage.rules.transformers
+    try:
+        if passage.decision.ruling is Ruling.DENY:
+            for each in transformers:
+                call = evolve(call, params=each.outgoing(call))
+        return _incoming(transformers, call, call.params)
+    except TransformError:
+        return None
 
 
 def _denial(code: str, reason: str) -> Decision:
