@@ -97,5 +97,9 @@ class PluginError(UserError):
     """A plugin that cannot be loaded, or options that it cannot use; names the plugin."""
 
 
+class StoreError(KarsError):
+    """Approvals could not be read or kept; the message is one clause that says why."""
+
+
 class JournalError(KarsError):
     """A record could not be written; the message is one clause that says why."""

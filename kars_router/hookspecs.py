@@ -162,7 +162,7 @@ class Transformer(Protocol):
         """What the agent gets to see of something that a server sent on behalf of a call.
 
         Args:
-            call: the call.
+            call: the call. What belongs to none has a `method` and a `name` of "".
             body: a result, an error object, or the params of a notification or question, as JSON;
                 also the call's own params, before the audit record shows their arguments.
 

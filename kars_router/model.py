@@ -189,7 +189,7 @@ class Decision:
         notes: other things that were found on the way, for the record and for `kars policy test`.
     """
 
-    ruling: Ruling
+    ruling: Ruling = field(converter=Ruling)  # "deny" must not pass for an answer that is none
     reason: str = ""
     rule: str = ""
     code: str = "denied"
@@ -210,7 +210,8 @@ class GovernedCall:
         subject: who the agent proved to be; "" if it had to prove nothing.
         scopes: what its token allows.
         server: the server's configured name.
-        method: `tools/call`, `resources/read`, `prompts/get` or `completion/complete`.
+        method: `tools/call`, `resources/read`, `prompts/get` or `completion/complete`; "" for what
+            a server says outside of any of them.
         name: the tool or prompt under the server's own name, or the URI.
         arguments: the decoded arguments; empty if there are none. Must not be changed.
         params: the `params` object as JSON.

@@ -44,10 +44,15 @@ class PluginEntry:
     version: str
     builtin: bool
     hooks: tuple[str, ...]
+    error: str = ""
 
 
 class Plugins:
-    """The loaded plugins."""
+    """The loaded plugins.
+
+    Attributes:
+        broken: those that are installed and could not be loaded, each with its error.
+    """
 
     def __init__(self, metrics: Metrics | None = None) -> None:
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
@@ -55,6 +60,7 @@ class Plugins:
         self._metrics = metrics
         self._versions: dict[str, str] = {}
         self._required: frozenset[str] = frozenset()
+        self.broken: list[PluginEntry] = []
 
     @classmethod
     def load(
@@ -99,12 +105,21 @@ class Plugins:
                 if point.name in required:
                     raise PluginError(f"plugin {point.name}: {error}") from error
                 log().error("plugin_broken", plugin=point.name, error=repr(error))
+                version = point.dist.version if point.dist else ""
+                host.broken.append(
+                    PluginEntry(
+                        name=point.name, version=version, builtin=False, hooks=(), error=repr(error)
+                    )
+                )
             else:
                 host.configure(point.name, options.get(point.name, {}))
         names = {entry.name for entry in host.entries()}
         for name in required:
             if name not in names:
-                raise PluginError(f"plugin {name} is required but not installed")
+                raise PluginError(
+                    f"plugin {name} is required but not installed; install it, or take it out of "
+                    "plugins.required"
+                )
         for name in options:
             if name not in names and name not in blocked:
                 raise PluginError(f"plugins.options names {name}, which is not installed")

@@ -50,6 +50,7 @@ from kars_router.transports.connectors import TransportFactory, default_transpor
 
 _MARGIN_SECONDS = 3.0
 _LAST_ANSWERS_SECONDS = 1.0
+_GOVERNORS_SECONDS = 1.0
 _EXIT_SECONDS = 0.5  # of the grace, kept for what comes after the last connection was cut off
 
 
@@ -186,6 +187,7 @@ class Router:
                 self.stateless.close()
                 await self.legacy.drain()
                 nursery.cancel_scope.cancel()
+        self.governance.hurry(_GOVERNORS_SECONDS)
         # Ending the sessions under what is left gives each call an answer with its fate. It does
         # not wait for agents: one that stopped reading must not keep a server from being told.
         async with trio.open_nursery() as nursery:
@@ -206,6 +208,7 @@ class Router:
         self.governance.recorder = journal
         self.governance.fail_open = self.config.audit.on_failure is OnAuditFailure.ALLOW
         self.supervisor.observer.note = journal.note
+        self.holder.note = journal.note
 
     async def start(self) -> None:
         """Puts the policies in force; before anything is served."""
@@ -239,8 +242,9 @@ class Router:
             PluginError: a plugin failed to take the policies over; likewise.
         """
         changed = config.policies != self.config.policies
-        rules = self.governance.prepare(config.policies) if changed else None
         auth = self.gate.prepare(config.agent_auth)
+        # Last of what may be refused: governors hold things, so they must not be made in vain.
+        rules = self.governance.prepare(config.policies) if changed else None
         fixed = ("listen", "admin", "plugins", "state", "audit", "log")
         pending = [n for n in fixed if getattr(config, n) != getattr(self.config, n)]
         if pending:
@@ -265,9 +269,14 @@ class Router:
         await self.supervisor.apply(config.servers)
 
     def refuse(self, problems: Sequence[str]) -> None:
-        """Takes note of a changed configuration that was refused, for whoever asks."""
+        """Takes note of a changed configuration that was refused, for whoever asks.
+
+        Args:
+            problems: what is wrong with it; empty if what was refused has been taken back.
+        """
         self.policy_status.refuse(problems)
-        self.supervisor.observer.note("configuration_refused", problems=list(problems))
+        if problems:
+            self.supervisor.observer.note("configuration_refused", problems=list(problems))
 
     def _note_configuration(self) -> None:
         self.policy_status.adopt(self.config)

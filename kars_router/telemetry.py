@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
+from collections.abc import MutableMapping
 from typing import Any, Final, Literal, TextIO, cast
 
 import structlog
@@ -43,7 +45,9 @@ def configure_logging(
     out = sys.stderr if stream is None else stream
     console = style == "console" or (style == "auto" and out.isatty())
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer(colors=out.isatty() and not os.environ.get("NO_COLOR"))
+        if console
+        else structlog.processors.JSONRenderer()
     )
     # What libraries log (trio, when descriptors run out) comes out in the same form.
     root = logging.getLogger()
@@ -55,13 +59,21 @@ def configure_logging(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-            *([] if console else [structlog.processors.format_exc_info]),
+            _harmless if console else structlog.processors.format_exc_info,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _Sink(out))),
         cache_logger_on_first_use=True,
     )
+
+
+def _harmless(_: Any, __: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Escapes what a terminal would obey: names and URIs come from agents and servers."""
+    for name, value in fields.items():
+        if isinstance(value, str) and not value.isprintable():
+            fields[name] = repr(value)
+    return fields
 
 
 class _Sink:

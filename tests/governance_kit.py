@@ -34,6 +34,7 @@ class Scripted:
     judgement: Decision | Exception | None = None
     rewrite: Callable[[bytes], bytes] | None = None
     slow: float = 0.0
+    slow_after: float = 0.0
     calls: list[GovernedCall] = field(factory=list)
     ends: list[tuple[GovernedCall, CallEnd]] = field(factory=list)
     closed: int = 0
@@ -45,7 +46,7 @@ class Scripted:
 
     async def after_call(self, call: GovernedCall, end: CallEnd) -> Decision | None:
         self.ends.append((call, end))
-        await trio.lowlevel.checkpoint()
+        await trio.sleep(self.slow_after)
         return _said(self.judgement)
 
     async def aclose(self) -> None:

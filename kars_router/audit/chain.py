@@ -82,12 +82,19 @@ def is_whole(line: bytes) -> bool:
     )
 
 
-def is_torn(rest: bytes) -> bool:
+def is_torn(rest: bytes, head: Head | None) -> bool:
     """Whether what follows the last line feed of a file was merely cut off while being written.
 
-    A whole line that is followed by something else than a line feed was not.
+    Then it begins as the next record does. A whole line that is followed by something else than a
+    line feed was not cut off.
+
+    Args:
+        rest: what follows. A machine that was switched off can leave zeros at its end.
+        head: the record before it; None if there is none.
     """
-    return not is_whole(rest[:-1])
+    begun = rest.rstrip(b"\0")
+    start = b'{"seq":' if head is None else b'{"seq":%d,"time":"' % (head.seq + 1)
+    return not is_whole(rest[:-1]) and (begun.startswith(start) or start.startswith(begun))
 
 
 class Run(msgspec.Struct, rename="camel", frozen=True):

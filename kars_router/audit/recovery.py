@@ -92,7 +92,7 @@ def _scan(path: Path) -> Found:
         for count, (line, whole) in enumerate(storage.read_lines(file, LONGEST), 1):
             try:
                 if not whole:
-                    if len(line) >= LONGEST or not is_torn(line):
+                    if len(line) >= LONGEST or not is_torn(line, walk.head):
                         raise BrokenError("it does not end where it should")
                     cut = len(line)
                     break

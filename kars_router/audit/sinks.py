@@ -75,9 +75,9 @@ class Feed:
 
     async def _pass_on(self) -> None:
         lines = [self._lines.popleft() for _ in range(min(BATCH, len(self._lines)))]
-        records: list[dict[str, Any]] = [msgspec.json.decode(line) for line in lines]
         taken = False
         try:
+            records: list[dict[str, Any]] = [msgspec.json.decode(line) for line in lines]
             with trio.fail_after(WRITE_SECONDS):
                 await self._sink.write(records)
             taken = True

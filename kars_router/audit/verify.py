@@ -191,7 +191,7 @@ class _Check:
             self._seen = True
 
     def _take_rest(self, rest: bytes, *, last: bool) -> None:
-        if len(rest) >= LONGEST or not is_torn(rest):
+        if len(rest) >= LONGEST or not is_torn(rest, self.walk.head):
             raise BrokenError("it does not end where it should")
         if not last:
             raise BrokenError("it is cut off, and the next file follows")

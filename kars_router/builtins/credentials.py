@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Final
 
 import trio
 from attrs import define, field
@@ -17,6 +18,8 @@ from kars_router.hookspecs import Credentials, hookimpl
 from kars_router.model import ServerInfo
 from kars_router.telemetry import log
 from kars_router.transports.oauth.secrets import stamp
+
+_MOST_BYTES: Final = 64 * 1024
 
 
 @define
@@ -69,15 +72,20 @@ class _Bearer:
             # Taken first: what is written while the file is read shows as a change afterwards.
             self._stamp = stamp(path)
             try:
-                token = (await trio.Path(path).read_text("ascii")).strip()
-            except (OSError, UnicodeDecodeError) as error:
+                async with await trio.open_file(path, "rb") as file:
+                    content = await file.read(_MOST_BYTES + 1)
+            except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+                said = getattr(error, "strerror", None) or type(error).__name__
                 raise UserError(
-                    f"servers.{server.name}.bearerFromFile: {origin} cannot be read: {error}"
+                    f"servers.{server.name}.bearerFromFile: {origin} cannot be read: {said}"
                 ) from error
+            # Too large, or of other characters: nothing that could be sent, and nothing to quote.
+            whole = content.isascii() and len(content) <= _MOST_BYTES
+            token = content.decode("ascii").strip() if whole else ""
         else:
             origin = f"the variable {server.bearer_from_env}"
             token = os.environ.get(server.bearer_from_env, "").strip()
-        if not token or not token.isascii() or not token.isprintable():
+        if not token or not token.isascii() or not token.isprintable() or " " in token:
             raise UserError(f"servers.{server.name}: {origin} holds no usable bearer token")
         self._token = token
 

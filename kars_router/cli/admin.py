@@ -110,7 +110,10 @@ def _refusal(response: httpx.Response) -> str:
         text = json.loads(response.content)["error"]
     except (ValueError, KeyError, TypeError):
         text = ""
-    return f"the router refuses: {text or response.status_code}"
+    more = ""
+    if response.status_code == 401:  # noqa: PLR2004 - HTTP's
+        more = f"; name that file with --token-file, or set {VARIABLE} to what it holds"
+    return f"the router refuses: {text or response.status_code}{more}"
 
 
 def _place(address: str) -> tuple[str, httpx.BaseTransport | None]:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from kars_router.cli.admin import admin_option, admin_token, ask
-from kars_router.cli.output import Output, emit, output_option, table
+from kars_router.cli.output import Output, clean, emit, output_option, table
 
 PATH = "/api/v1/approvals"
 _SHOWN = 100
@@ -68,7 +68,7 @@ def _decide(
     body = {"decision": decision, "by": _person(), "comment": comment}
     done = ask(admin, f"{PATH}/{ident}", token=admin_token(token_file), body=body)
     word = {"approve": "approved", "deny": "denied"}[decision]
-    click.echo(f"{word}: {done['name']} on {done['server']}")
+    click.echo(clean(f"{word}: {done['name']} on {done['server']}"))
     if not done["waiting"]:
         click.echo("Its agent has gone away: the decision holds if it makes the same call again.")
 
@@ -92,7 +92,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
                 row["state"] if row["waiting"] or row["state"] != "pending" else "agent away",
                 row["server"],
                 row["name"],
-                row["arguments"][:_SHOWN],
+                _cut(row["arguments"]),
                 row["reason"],
                 row["client"] or row["agent"],
                 _left(row["expires"] - now) if row["state"] in ("pending", "approved") else "",
@@ -101,6 +101,10 @@ def _table(rows: list[dict[str, Any]]) -> str:
             for row in rows
         ],
     )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... (more with -o json)"
 
 
 def _left(seconds: float) -> str:

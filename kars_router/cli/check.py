@@ -63,11 +63,20 @@ def command(context: click.Context, *, file: Path | None, connect: bool, output:
     if connect:
         answer["servers"], reached = _probe(config, lines)
         status = 0 if reached else UNDETERMINED
-    warnings = advice(config)
+    warnings = [*advice(config), *_not_there(config)]
     answer["warnings"] = [{"path": where, "message": message} for where, message in warnings]
     lines += [f"warning: {where}: {message}" for where, message in warnings]
     emit(answer, output, lambda: "\n".join(lines))
     context.exit(status)
+
+
+def _not_there(config: Config) -> list[tuple[str, str]]:
+    """What `kars run` would not start without, and may well be there only where it runs."""
+    file = config.agent_auth.token_from_file
+    if file is None or file.is_file():
+        return []
+    where = "agentAuth.tokenFromFile"
+    return [(where, f"{file} is not there; the router does not start without it")]
 
 
 def _check_plugins(config: Config) -> None:

@@ -29,7 +29,7 @@ def command(*, file: Path | None, output: Output) -> None:
     """List the plugins, their hooks and their order.
 
     The first one listed is asked first. Without any configuration, what is installed is listed
-    with default options.
+    with default options. What cannot be loaded comes last, with the reason.
     """
     configure_logging(level="warning", style="console")
     path = file if file is not None else default_path(os.environ)
@@ -41,12 +41,19 @@ def command(*, file: Path | None, output: Output) -> None:
         required=config.plugins.required,
         options={name: dict(options) for name, options in config.plugins.options.items()},
     )
-    entries = plugins.entries()
+    entries = [*plugins.entries(), *plugins.broken]
     emit(
         [attrs.asdict(entry) for entry in entries],
         output,
         lambda: table(
             ("PLUGIN", "VERSION", "HOOKS"),
-            [(e.name, "built in" if e.builtin else e.version, ", ".join(e.hooks)) for e in entries],
+            [
+                (
+                    e.name,
+                    "built in" if e.builtin else e.version,
+                    f"broken: {e.error}" if e.error else ", ".join(e.hooks),
+                )
+                for e in entries
+            ],
         ),
     )

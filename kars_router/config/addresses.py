@@ -10,11 +10,14 @@ import ipaddress
 import re
 from urllib.parse import SplitResult, urlsplit
 
+import idna
 from attrs import frozen
 
 _LABEL = r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)"
 _HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*\Z")
+_BRACKETS = re.compile(r"\[[^\[\]]*\](?::[0-9]*)?\Z")
 _LONGEST_SOCKET_PATH = 107  # bytes: sun_path in unix(7) without its closing zero
+_LONGEST_URL = 8192
 _LISTEN_FORMS = "must be HOST:PORT, [IPV6]:PORT or unix:/path"
 URL_SCHEMES = ("http", "https", "ws", "wss")
 
@@ -79,6 +82,8 @@ def parse_url(text: str) -> str:
     Raises:
         ValueError: with a sentence that never repeats the URL, which may hold a secret.
     """
+    if len(text) > _LONGEST_URL:
+        raise ValueError(f"must not be longer than {_LONGEST_URL} characters")
     if not text.isprintable() or " " in text or "\\" in text:
         raise ValueError("must not hold spaces, backslashes or control characters")
     try:
@@ -100,6 +105,21 @@ def parse_url(text: str) -> str:
     if "#" in text:
         raise ValueError("must not hold a fragment (the part after #)")
     return text
+
+
+def is_secure(url: str) -> bool:
+    """Whether nobody on the way can read or change what is said: TLS, or this machine.
+
+    Args:
+        url: a valid one.
+    """
+    parts = urlsplit(url)
+    host = (parts.hostname or "").removesuffix(".")
+    try:
+        here = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        here = host.rpartition(".")[2] == "localhost"
+    return parts.scheme in ("https", "wss") or here
 
 
 def hide_query(url: str) -> str:
@@ -173,8 +193,14 @@ def _is_ipv6(text: str) -> bool:
 
 def _is_url_host(parts: SplitResult) -> bool:
     host = parts.hostname or ""
-    if "[" in parts.netloc:
-        return _is_ipv6(host)
-    # A name in another script is left to the resolver, which turns it into its A-label; a dot
-    # at the end is a fully qualified name.
-    return not host.isascii() or _is_host(host.removesuffix("."))
+    if "[" in parts.netloc:  # urllib passes over what stands beside the brackets
+        return bool(_BRACKETS.match(parts.netloc)) and _is_ipv6(host)
+    if not host.isascii():
+        # As it is looked up later; what is an address afterwards says to nobody that it is one.
+        try:
+            host = idna.encode(host.lower()).decode("ascii")
+        except UnicodeError:
+            return False
+        if host.removesuffix(".").rpartition(".")[2].isdigit():
+            return False
+    return _is_host(host.removesuffix("."))  # a dot at the end is a fully qualified name

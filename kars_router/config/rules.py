@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 
+from kars_router.config.addresses import is_secure
 from kars_router.config.auth import AgentAuth, Grant, Jwt, OAuth
 from kars_router.config.schema import Audit, Config, Fsync, Plugins, Server, Transport
 from kars_router.config.toolpolicy import (
@@ -134,6 +135,8 @@ def oauth_rules(read: Read, given: Given) -> Broken:
         yield "grant", "must be token-exchange where a subject token is named"
     elif not given & {"client_secret_from_env", "client_secret_from_file"}:
         yield "clientSecretFromEnv", "is missing: name the variable with the client's secret"
+    if not is_secure(str(read.get("issuer") or "https://")):
+        yield "issuer", "must begin with https://, for secrets are sent there"
 
 
 def agent_auth_rules(_: Read, given: Given) -> Broken:
@@ -143,9 +146,13 @@ def agent_auth_rules(_: Read, given: Given) -> Broken:
         yield "jwt", "cannot stand beside a shared token"
 
 
-def jwt_rules(_: Read, given: Given) -> Broken:
+def jwt_rules(read: Read, given: Given) -> Broken:
     """The rules for tokens that agents show."""
     yield from _one_of(given, "jwks_url", "jwks_file")
+    if "jwks_file" not in given:
+        name, key = ("jwks_url", "jwksUrl") if "jwks_url" in given else ("issuer", "issuer")
+        if not is_secure(str(read.get(name) or "https://")):
+            yield key, "must begin with https://, for keys that come from it are trusted"
     for key in ("issuer", "audience"):
         if key not in given:
             yield key, "is missing: without it, tokens that were made for others would be taken"

@@ -104,7 +104,7 @@ class Redact:
 
     Attributes:
         kinds: secrets known by their shape; empty for none.
-        expressions: further ones, as RE2-like regular expressions; what they match is replaced.
+        expressions: further ones, as regular expressions of RE2; what they match is replaced.
         fields: JSON pointers (RFC 6901) into the arguments or the structured result, whose values
             are replaced; `*` stands for any one member or element.
         arguments: whether it is done to arguments.

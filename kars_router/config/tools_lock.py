@@ -5,6 +5,7 @@ Owns no format; that is `kars_router.pinning`'s. Reads and writes files, and blo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -44,6 +45,8 @@ def write_lock(path: Path, lock: Lock) -> None:
         UserError: it cannot be written.
     """
     try:
+        with contextlib.suppress(FileNotFoundError):
+            path.stat()  # links that go round in circles; releases of Python differ below
         # Beside the file that a symbolic link leads to, so that the link stays one.
         place = path.resolve()
         handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
@@ -79,8 +82,13 @@ def with_pins(config: Config) -> Config:
     try:
         lock = read_lock(config.tools_lock)
     except LockError as error:
-        advice = "; write it with 'kars tools lock'"
-        raise invalid(f"{str(config.tools_lock)!r} {error}{advice}", "toolsLock") from None
+        # What is there was accepted once: writing it anew would accept whatever there is today.
+        advice = (
+            "take it from where it was right"
+            if config.tools_lock.exists()
+            else "write it with 'kars tools lock'"
+        )
+        raise invalid(f"{str(config.tools_lock)!r} {error}; {advice}", "toolsLock") from None
     servers = {
         name: evolve(server, pins=FrozenMap(lock.get(name, {})))
         for name, server in config.servers.items()

@@ -79,10 +79,12 @@ class AdminApp:
         exchange = Exchange(scope, receive, send)
         # Addresses pass as Host: scrapes use them, and no page can make one its own. Health says
         # nothing worth protecting, and probes may come with any name.
-        host = exchange.header("host")
+        host, origin = exchange.header("host"), exchange.header("origin")
         if is_address(host) or exchange.path in ("/healthz", "/readyz"):
+            if host and origin.lower() in (f"http://{host}", f"https://{host}"):
+                origin = ""  # a page of this very address, such as the status page
             host = "localhost"
-        status = self._guard.refuses(host, exchange.header("origin"))
+        status = self._guard.refuses(host, origin)
         route = self._routes.get(exchange.path)
         if status is not None:
             await exchange.respond(status, b"this Origin or Host is not allowed\n", (_TEXT,))

@@ -10,6 +10,7 @@ from typing import Any, Final
 import attrs
 import msgspec
 
+from kars_router.errors import StoreError
 from kars_router.front.admin_token import TOKEN_FILE, VARIABLE, AdminToken
 from kars_router.front.exchange import (
     JSON,
@@ -20,6 +21,7 @@ from kars_router.front.exchange import (
 )
 from kars_router.governance.approvals import Approval
 from kars_router.governance.holding import Holder
+from kars_router.telemetry import log
 from kars_router.wire import jsonrpc
 
 PATH: Final = "/api/v1/approvals"
@@ -48,6 +50,13 @@ class ApprovalsApi:
 
     async def __call__(self, exchange: Exchange) -> None:
         """Serves one request to the path or below it."""
+        try:
+            await self._serve(exchange)
+        except StoreError as error:
+            log().error("approvals_failed", error=str(error))
+            await _fail(exchange, 503, "the router cannot read or keep approvals; see its log")
+
+    async def _serve(self, exchange: Exchange) -> None:
         if not self._token.known:
             text = f"set `state` or {VARIABLE}: without an admin token nobody can decide here"
             await _fail(exchange, 503, text)
@@ -102,6 +111,8 @@ def _shown(approval: Approval, *, waiting: bool) -> dict[str, Any]:
 
 async def _send(exchange: Exchange, status: int, value: object) -> None:
     headers = [JSON, (b"cache-control", b"no-store")]
+    if status == 405:
+        headers.append((b"allow", b"GET, HEAD" if exchange.path == PATH else b"POST"))
     if status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="kars-router admin"'))
     await exchange.respond(status, jsonrpc.encode(value), headers)

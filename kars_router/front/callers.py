@@ -19,6 +19,24 @@ from kars_router.wire import capabilities, jsonrpc
 
 _INTERNAL: Final = jsonrpc.INTERNAL_ERROR
 
+Censor = Callable[[bytes], bytes]
+# For what a server says to an agent outside of any request: names the server and the agent.
+Overheard = Callable[[str, str], Censor | None]
+
+
+def censored(censor: Censor | None, params: bytes) -> bytes | None:
+    """What the agent gets to see of some params; None if it must see nothing of them."""
+    if censor is None or not params:
+        return params
+    try:
+        return censor(params)
+    except TransformError:
+        return None  # counted and logged where it failed
+
+
+def everything(_server: str, _agent: str) -> None:
+    """Nothing is taken out."""
+
 
 @frozen(kw_only=True)
 class Requester:
@@ -52,7 +70,7 @@ class AgentCaller(Caller, ABC):
 
     view: View
     server: str = field(default="")
-    censor: Callable[[bytes], bytes] | None = field(default=None)
+    censor: Censor | None = field(default=None)
 
     def begin(self) -> bool:
         """Told that the request is about to leave; False if its agent is gone, so it must not."""
@@ -60,24 +78,19 @@ class AgentCaller(Caller, ABC):
 
     def notify(self, method: str, params: bytes) -> None:
         """See `Caller.notify`."""
-        if self.censor is not None:
-            try:
-                params = self.censor(params)
-            except TransformError:
-                return  # counted and logged where it failed
-        self.tell(method, self.view.told(self.server, method, params))
+        shown = censored(self.censor, params)
+        if shown is not None:
+            self.tell(method, self.view.told(self.server, method, shown))
 
     async def ask(self, method: str, params: bytes) -> Reply:
         """See `Caller.ask`; refuses what the agent did not declare."""
         missing = capabilities.allows(self.capabilities, method, params)
         if missing is not None:
             return refusal(f"the client does not offer {missing}")
-        if self.censor is not None:
-            try:
-                params = self.censor(params)
-            except TransformError:
-                return refusal("the question could not be checked for secrets", _INTERNAL)
-        return await self.put(method, self.view.asked(self.server, method, params))
+        shown = censored(self.censor, params)
+        if shown is None:
+            return refusal("the question could not be checked for secrets", _INTERNAL)
+        return await self.put(method, self.view.asked(self.server, method, shown))
 
     @abstractmethod
     def tell(self, method: str, params: bytes) -> None:

@@ -16,6 +16,7 @@ from kars_router.governance.runner import BeforeSend, Governance, new_call_id
 from kars_router.model import CallOutcome, Fate, GovernedCall
 from kars_router.session.requests import Request, Requests
 from kars_router.wire import jsonrpc
+from kars_router.wire.duplicates import ambiguous
 
 _COMPLETE: Final = "completion/complete"
 
@@ -23,7 +24,7 @@ _COMPLETE: Final = "completion/complete"
 def governed(
     who: Requester, request: Request, name: str, annotations: Mapping[str, Any]
 ) -> GovernedCall | None:
-    """A request as governors see it; None if its arguments cannot be read.
+    """A request as governors see it; None if its arguments cannot be read, or in two ways.
 
     Args:
         who: who makes it.
@@ -39,6 +40,36 @@ def governed(
         return None
     if not isinstance(arguments, dict | None):
         return None
+    if written is not None and ambiguous(bytes(written), arguments):
+        return None  # the server might take the value that was not judged
+    return _described(who, request, name, annotations=annotations, arguments=arguments or {})
+
+
+def note_refused(
+    governance: Governance, who: Requester, request: Request, name: str, *, outcome: CallOutcome
+) -> None:
+    """Has the record say that a request was refused before anybody decided on it.
+
+    Args:
+        governance: keeps the record.
+        who: who makes it.
+        request: the request.
+        name: what it is to act on, as far as that is known.
+        outcome: what the agent is told.
+    """
+    if governance.recorder is not None:
+        call = _described(who, request, name, annotations={}, arguments={})
+        governance.note_refused(call, outcome)
+
+
+def _described(
+    who: Requester,
+    request: Request,
+    name: str,
+    *,
+    annotations: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+) -> GovernedCall:
     return GovernedCall(
         id=new_call_id(),
         agent=who.agent,
@@ -48,7 +79,7 @@ def governed(
         server=request.server,
         method=request.method,
         name=name,
-        arguments=arguments or {},
+        arguments=arguments,
         params=request.params,
         annotations=annotations,
         time=time.time(),

@@ -13,7 +13,13 @@ from typing import Final
 from attrs import define, evolve, field
 
 from kars_router.front.agents import AgentSession
-from kars_router.front.callers import AgentCaller, Requester
+from kars_router.front.callers import (
+    AgentCaller,
+    Overheard,
+    Requester,
+    censored,
+    everything,
+)
 from kars_router.front.principal import NOBODY, Principal
 from kars_router.front.streams import Outlet
 from kars_router.front.view import View, view_of
@@ -46,6 +52,11 @@ class HandshakeCaller(AgentCaller):
 
     session: AgentSession
     outlet: Outlet
+
+    @property
+    def audible(self) -> bool:
+        """See `Caller.audible`."""
+        return not (self.withdrawn or self.session.ended) and self.outlet.audible
 
     def begin(self) -> bool:
         """See `AgentCaller.begin`."""
@@ -99,6 +110,7 @@ class HandshakePort:
 
     Attributes:
         session: the agent's session.
+        overheard: what servers say outside of any request passes this.
         view: names and URIs as it sees them.
         who: the agent, as requests name it.
         capabilities: see `AgentPort`.
@@ -106,6 +118,7 @@ class HandshakePort:
     """
 
     session: AgentSession
+    overheard: Overheard = everything
     view: View = field(init=False)
     who: Requester = field(init=False)
     capabilities: bytes = field(init=False)
@@ -131,7 +144,10 @@ class HandshakePort:
         logged = method == MESSAGE
         if logged and not is_wanted(params, self.log_level):
             return
-        told = jsonrpc.notification(method, self.view.told(server, method, params))
+        shown = censored(self.overheard(server, self.who.agent), params)
+        if shown is None:
+            return
+        told = jsonrpc.notification(method, self.view.told(server, method, shown))
         # The same change of a list or resource need not be told twice; lines of a log do.
         self.session.notify(told, once=not logged)
 
@@ -142,6 +158,7 @@ class HandshakePort:
         return Bystander(
             view=self.view,
             server=server,
+            censor=self.overheard(server, self.who.agent),
             capabilities=self.capabilities,
             log_level=self.log_level,
             session=self.session,

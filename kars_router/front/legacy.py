@@ -179,7 +179,7 @@ class LegacyServer:
         """Makes a session known to the upstream side, if it is not yet."""
         port = session.port
         if not isinstance(port, HandshakePort):
-            port = session.port = HandshakePort(session)
+            port = session.port = HandshakePort(session, self._operations.overheard)
             self._supervisor.join(session.agent, port)
         return port
 

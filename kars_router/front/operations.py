@@ -19,7 +19,7 @@ from attrs import evolve, frozen
 from kars_router.errors import AgentError
 from kars_router.front import results
 from kars_router.front.callers import AgentCaller, Requester
-from kars_router.front.governed import governed, perform
+from kars_router.front.governed import governed, note_refused, perform
 from kars_router.front.lists import PROMPTS, RESOURCES, TEMPLATES, Kind, Lists
 from kars_router.front.tools import ToolView
 from kars_router.governance.runner import Governance
@@ -28,6 +28,7 @@ from kars_router.session.requests import CALL, Request
 from kars_router.session.server import ServerRuntime
 from kars_router.session.supervisor import Supervisor
 from kars_router.wire import capabilities, jsonrpc, raw
+from kars_router.wire.duplicates import misspelt
 from kars_router.wire.params import HeaderPlan
 
 _FIRST_SECONDS: Final = 5.0
@@ -40,6 +41,13 @@ _EVERYTHING: Final = (
     b'{"prompts":{"listChanged":true},"resources":{"subscribe":true,"listChanged":true},'
     b'"logging":{},"completions":{}}'
 )
+
+# What a request is about, or may be taken to be about.
+_NAMES: Final = (
+    *("name", "arguments", "uri", "ref", "argument", "context", "type"),
+    *("_meta", "task", "requestState", "inputResponses"),
+)
+_KNOWN: Final = {name.casefold(): name for name in _NAMES}
 
 Undo = Callable[[], None]
 Params = dict[str, bytes]
@@ -74,10 +82,12 @@ class Operations:
         in_flight: requests that have not ended yet.
         unsent: answers to requests that are being made or sent.
         accepting: whether new requests are made.
+        overheard: see `Governance.overheard`.
     """
 
     def __init__(self, supervisor: Supervisor, governance: Governance, *, limit: int) -> None:
         self.limit = limit
+        self.overheard = governance.overheard
         self._governance = governance
         self.in_flight = 0
         self.unsent = 0
@@ -211,7 +221,10 @@ class Operations:
         server = found.name if isinstance(found, ServerRuntime) else found.server
         refusal = self._refusal(found, caller)
         if refusal is not None or isinstance(found, ServerRuntime):
-            return _tool_answer(server, refusal or _unreached(server))
+            refusal = refusal or _unreached(server)
+            asked = _request(who, server, CALL, _written(params))
+            note_refused(self._governance, who, asked, name, outcome=refusal)
+            return _tool_answer(server, refusal)
         # Written anew even if the name stays: of a name that is given twice, the server might
         # take the one that was not checked.
         own = _written({**params, "name": jsonrpc.encode(found.name)})
@@ -253,6 +266,7 @@ class Operations:
             ref = {k: bytes(v) for k, v in jsonrpc.members(params.get("ref", b"null")).items()}
         except jsonrpc.MalformedError as error:
             raise AgentError(jsonrpc.INVALID_PARAMS, wrong) from error
+        _check_spelling(ref)
         kind = _string(ref, "type", wrong)
         if kind == "ref/prompt":
             server, own = await self._lists.find_prompt(who, _string(ref, "name", wrong))
@@ -273,6 +287,8 @@ class Operations:
         outcome = self._refusal(runtime if runtime.keeper.capabilities is None else None, caller)
         if outcome is None:
             outcome = await self._make(who, request, name, caller)
+        else:
+            note_refused(self._governance, who, request, name, outcome=outcome)
         if outcome.code == "cancelled":
             return Answer(withdrawn=True)
         if outcome.result is not None:
@@ -297,7 +313,9 @@ class Operations:
             call = governed(who, request, name, annotations or {})
             if call is None:
                 text = "The call's arguments cannot be read, so it was not made."
-                return _refused("unreadable", text, retryable=False)
+                refusal = _refused("unreadable", text, retryable=False)
+                note_refused(self._governance, who, request, name, outcome=refusal)
+                return refusal
             return await perform(
                 self._governance, call, caller, self._supervisor.requests, request=request
             )
@@ -347,12 +365,14 @@ def members(params: bytes) -> Params:
     """The members of a request's params, each as JSON.
 
     Raises:
-        AgentError: the params are no object.
+        AgentError: the params are no object, or a server might read another one in them.
     """
     try:
-        return {k: bytes(v) for k, v in jsonrpc.members(params or b"{}").items()}
+        found = {k: bytes(v) for k, v in jsonrpc.members(params or b"{}").items()}
     except jsonrpc.MalformedError as error:
         raise AgentError(jsonrpc.INVALID_PARAMS, "params must be an object") from error
+    _check_spelling(found)
+    return found
 
 
 def text(value: bytes | None) -> str | None:
@@ -361,6 +381,13 @@ def text(value: bytes | None) -> str | None:
         return None
     found: str = jsonrpc.decode(value)
     return found
+
+
+def _check_spelling(given: Params) -> None:
+    meant = misspelt(given, _KNOWN)
+    if meant is not None:
+        wrong = f"a member is named {meant} but for its case, and might be taken for that"
+        raise AgentError(jsonrpc.INVALID_PARAMS, wrong)
 
 
 def _written(params: Params) -> bytes:

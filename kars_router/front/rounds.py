@@ -101,6 +101,11 @@ class StatelessCaller(AgentCaller):
         """Whether the server waits for an answer of the agent."""
         return any(question.reply is None for question in self._questions.values())
 
+    @property
+    def audible(self) -> bool:
+        """See `Caller.audible`."""
+        return not (self.withdrawn or self.identity.ended)
+
     def begin(self) -> bool:
         """See `AgentCaller.begin`."""
         return self.identity.use()

@@ -54,6 +54,11 @@ class Outlet:
     _turn: trio.Event = field(factory=trio.Event)
     _end: trio.Event = field(factory=trio.Event)
 
+    @property
+    def audible(self) -> bool:
+        """Whether somebody reads what is said, or may soon come back to it."""
+        return not self.exchange.gone if self.stream is None else self.stream.audible
+
     def open(self) -> EventStream | None:
         """The stream to say something on; None if nobody ever will be there. Never waits."""
         if self.stream is None and not self.over and not self.exchange.gone:

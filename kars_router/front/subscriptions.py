@@ -9,14 +9,14 @@ Source: MCP 2026-07-28 "Subscriptions"; WHATWG HTML, section 9.2.7 (comments as 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import trio
 from attrs import define, field, frozen
 
 from kars_router.errors import AgentError
-from kars_router.front.callers import Requester
+from kars_router.front.callers import Censor, Requester, censored
 from kars_router.front.exchange import STREAM_HEADERS, Exchange
 from kars_router.front.identity import Identity
 from kars_router.front.operations import Operations
@@ -75,6 +75,10 @@ def read_filter(params: bytes) -> Filter:
     )
 
 
+def _everything(_server: str) -> None:
+    """Nothing is taken out."""
+
+
 @define(eq=False)
 class Subscription:
     """One open stream; when its reader is slow, the oldest notifications are dropped.
@@ -85,6 +89,7 @@ class Subscription:
         ident: the id of the request that opened it, as JSON.
         endpoint: the one server that it is for, or "" for all.
         lists: the notifications of changed lists that are let through, by method.
+        overheard: what a server of this name says passes this.
         uris: the resources whose updates are let through.
     """
 
@@ -93,6 +98,7 @@ class Subscription:
     view: View
     metrics: Metrics
     lists: frozenset[str]
+    overheard: Callable[[str], Censor | None] = _everything
     uris: set[str] = field(factory=set)
     closed: bool = False
     _queue: deque[tuple[tuple[str, str], bytes]] = field(factory=deque)
@@ -106,6 +112,10 @@ class Subscription:
         """
         if self.endpoint not in ("", server) or self.closed:
             return
+        shown = censored(self.overheard(server), params)
+        if shown is None:
+            return
+        params = shown
         if method in self.lists:
             self._put((method, ""), method, self.view.told(server, method, params))
         elif method == _UPDATED and self.uris:
@@ -209,7 +219,14 @@ class Subscriptions:
         }
         uris = wanted.uris if capabilities.has(offered, "resources", "subscribe") else ()
         methods = frozenset(lists.values())
-        stream = Subscription(ident, who.endpoint, view_of(who.endpoint), self._metrics, methods)
+        stream = Subscription(
+            ident,
+            who.endpoint,
+            view_of(who.endpoint),
+            self._metrics,
+            methods,
+            lambda server: self._operations.overheard(server, who.agent),
+        )
         if self._closed or identity.ended:
             # It came while the others were ended, too late to be among them.
             stream.close()

@@ -9,7 +9,6 @@ Source: RFC 7519, RFC 8725 (best current practices), RFC 9068 (access tokens), R
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -26,6 +25,7 @@ from kars_router.wire import jsonrpc
 
 _LONGEST_SUBJECT: Final = 255
 _MOST_SCOPES: Final = 256
+_LATEST: Final = 1e15  # seconds
 # RFC 8725 section 3.11: what was issued for another use, such as a logout, is no access token.
 _TYPES: Final = frozenset({"jwt", "at+jwt", "application/jwt", "application/at+jwt"})
 
@@ -112,9 +112,14 @@ def _seconds(claims: dict[str, Any], name: str) -> float | None:
     value = claims.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadTokenError("the token holds a time that is none")
-    return value
+    # Whole numbers may be too large for a float; compared they are exact, and NaN is in no range.
+    if (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and -_LATEST < value < _LATEST
+    ):
+        return value
+    raise BadTokenError("the token holds a time that is none")
 
 
 def _scopes(claims: dict[str, Any]) -> tuple[str, ...]:

@@ -10,8 +10,10 @@ Blocks for as long as the disk takes; called from a worker thread.
 from __future__ import annotations
 
 import enum
+import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,11 +21,12 @@ import attrs
 import msgspec
 from attrs import evolve, field, frozen
 
-from kars_router.errors import UserError
+from kars_router.errors import StoreError, UserError
 
 FILE: Final = "approvals.sqlite3"
 _KEPT_SECONDS: Final = 7 * 86_400.0
 _MOST_KEPT: Final = 1000
+_SWEEP_SECONDS: Final = 60.0
 
 
 class ApprovalState(enum.StrEnum):
@@ -88,6 +91,8 @@ class Approval:
 class ApprovalStore:
     """The approvals of one router.
 
+    Each method raises StoreError if the disk fails it; then nothing has changed.
+
     Args:
         directory: where the file is kept; None to keep them in memory only.
         clock: the wall clock, in seconds.
@@ -101,9 +106,13 @@ class ApprovalStore:
 
     def __init__(self, directory: Path | None, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self._swept = 0.0
         self.blocks = directory is not None
         place = ":memory:" if directory is None else str(directory / FILE)
         try:
+            if directory is not None:
+                # It shows what agents ask for. What sqlite puts beside it gets the same rights.
+                os.close(os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             self._db = sqlite3.connect(
                 place, timeout=5.0, check_same_thread=False, isolation_level=None
             )
@@ -115,7 +124,7 @@ class ApprovalStore:
             )
             self._db.execute("CREATE INDEX IF NOT EXISTS by_digest ON approvals (digest, state)")
             self.sweep()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, StoreError, OSError) as error:
             raise UserError(
                 f"state: {place} cannot be used: {error}; move it away to begin anew"
             ) from error
@@ -126,25 +135,19 @@ class ApprovalStore:
 
     def add(self, approval: Approval) -> None:
         """Keeps a new approval."""
-        self._db.execute(
-            "INSERT INTO approvals VALUES (?, ?, ?, ?, ?)",
-            (
-                approval.id,
-                approval.digest,
-                approval.state.value,
-                approval.expires,
-                _encode(approval),
-            ),
-        )
+        if self._clock() - self._swept > _SWEEP_SECONDS:
+            self.sweep()
+        row = approval.id, approval.digest, approval.state.value, approval.expires
+        self._rows("INSERT INTO approvals VALUES (?, ?, ?, ?, ?)", (*row, _encode(approval)))
 
     def get(self, ident: str) -> Approval | None:
         """An approval by its id."""
-        rows = self._db.execute("SELECT body FROM approvals WHERE id = ?", (ident,)).fetchall()
+        rows = self._rows("SELECT body FROM approvals WHERE id = ?", (ident,))
         return _decode(rows[0][0]) if rows else None
 
     def find(self, digest: str) -> list[Approval]:
         """Approvals for a call that are neither used nor over, the oldest first."""
-        rows = self._db.execute(
+        rows = self._rows(
             "SELECT body FROM approvals WHERE digest = ? AND expires > ? "
             "AND state IN ('pending', 'approved', 'denied') ORDER BY rowid",
             (digest, self._clock()),
@@ -153,16 +156,24 @@ class ApprovalStore:
 
     def pending(self) -> list[Approval]:
         """Approvals that wait for a decision, the oldest first."""
-        rows = self._db.execute(
+        rows = self._rows(
             "SELECT body FROM approvals WHERE state = 'pending' AND expires > ? ORDER BY rowid",
             (self._clock(),),
         )
         return [_decode(body) for (body,) in rows]
 
+    def count(self) -> int:
+        """How many wait for a decision."""
+        (row,) = self._rows(
+            "SELECT count(*) FROM approvals WHERE state = 'pending' AND expires > ?",
+            (self._clock(),),
+        )
+        return int(row[0])
+
     def all(self) -> list[Approval]:
         """Every approval that is still known, the oldest first."""
         self.sweep()
-        rows = self._db.execute("SELECT body FROM approvals ORDER BY rowid")
+        rows = self._rows("SELECT body FROM approvals ORDER BY rowid")
         return [_decode(body) for (body,) in rows]
 
     def change(self, ident: str, before: ApprovalState, **changes: Any) -> Approval | None:
@@ -176,36 +187,50 @@ class ApprovalStore:
         Returns:
             the approval as it is now, or None if it was in another state.
         """
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._transaction():
             found = self.get(ident)
             if found is None or found.state is not before:
                 return None
             fresh = evolve(found, **changes)
-            self._db.execute(
+            self._rows(
                 "UPDATE approvals SET state = ?, body = ? WHERE id = ?",
                 (fresh.state.value, _encode(fresh), ident),
             )
-            return fresh
-        finally:
-            self._db.execute("COMMIT")
+        return fresh
 
     def sweep(self) -> None:
         """Lets what is over expire, and forgets what is old."""
-        now = self._clock()
-        rows = self._db.execute(
+        now = self._swept = self._clock()
+        rows = self._rows(
             "SELECT id, state FROM approvals WHERE state IN ('pending', 'approved') "
             "AND expires <= ?",
             (now,),
-        ).fetchall()
+        )
         for ident, state in rows:
             self.change(ident, ApprovalState(state), state=ApprovalState.EXPIRED)
-        self._db.execute("DELETE FROM approvals WHERE expires < ?", (now - _KEPT_SECONDS,))
-        self._db.execute(
+        self._rows("DELETE FROM approvals WHERE expires < ?", (now - _KEPT_SECONDS,))
+        self._rows(
             "DELETE FROM approvals WHERE state NOT IN ('pending', 'approved') AND rowid NOT IN "
             "(SELECT rowid FROM approvals ORDER BY rowid DESC LIMIT ?)",
             (_MOST_KEPT,),
         )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All or nothing; one that fails leaves nothing open that the next would stumble over."""
+        self._rows("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._rows("COMMIT")
+        finally:
+            if self._db.in_transaction:
+                self._rows("ROLLBACK")
+
+    def _rows(self, statement: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        try:
+            return self._db.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise StoreError(f"{FILE}: {error}") from error
 
 
 def _encode(approval: Approval) -> bytes:

@@ -12,11 +12,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, TypeVar
 
+import msgspec
 import trio
-from attrs import define, field, frozen
+from attrs import define, evolve, field
 
-from kars_router.governance import questions
+from kars_router.errors import StoreError
+from kars_router.governance import held, questions
 from kars_router.governance.approvals import Approval, ApprovalState, ApprovalStore
+from kars_router.governance.held import Held
 from kars_router.governance.questions import Asker
 from kars_router.model import Decision, GovernedCall
 from kars_router.telemetry import Metrics, log
@@ -24,29 +27,11 @@ from kars_router.wire import jsonrpc
 
 _LONGEST_ARGUMENTS: Final = 16 * 1024
 _PROGRESS_SECONDS: Final = 5.0
+# Also of those that nobody waits for: an agent that goes away each time must not fill the disk.
+_MOST_OPEN: Final = 1000
+_LONGEST_SECONDS: Final = 366 * 86_400.0
 _AGENT: Final = "the person behind the agent"
 T = TypeVar("T")
-
-
-@frozen(kw_only=True)
-class Held:
-    """How the holding of a call ended.
-
-    Attributes:
-        approved: whether the call may be made, once, now.
-        code: why not, as a stable name; "" if it may.
-        reason: the same as a sentence for the model.
-        approval: its id, "" if there is none.
-        by: who decided.
-        retryable: whether the same call may be made again, and finds the approval then.
-    """
-
-    approved: bool = False
-    code: str = ""
-    reason: str = ""
-    approval: str = ""
-    by: str = ""
-    retryable: bool = False
 
 
 @define(eq=False)
@@ -54,12 +39,21 @@ class _Waiter:
     approval: Approval
     decided: trio.Event = field(factory=trio.Event)
     outcome: Approval | None = None
-    withdrawn: bool = False
-    stopping: bool = False
+    end: Held | None = None
 
     def decide(self, outcome: Approval) -> None:
         self.outcome = outcome
         self.decided.set()
+
+    def give_up(self, end: Held) -> None:
+        """Ends the waiting without a decision; the approval stays open."""
+        if self.end is None:
+            self.end = evolve(end, approval=self.approval.id)
+        self.decided.set()
+
+
+def _nothing(_event: str, **_fields: Any) -> None:
+    """Nothing is recorded."""
 
 
 class Holder:
@@ -71,6 +65,9 @@ class Holder:
         limit: most calls that are held at once.
         patience: seconds for a decision, unless a policy says otherwise.
         clock: the wall clock, in seconds.
+
+    Attributes:
+        note: writes a record of each decision; takes the event and its fields.
     """
 
     def __init__(
@@ -83,6 +80,7 @@ class Holder:
         clock: Callable[[], float],
     ) -> None:
         self.limit, self.patience = limit, patience
+        self.note: Callable[..., None] = _nothing
         self._store = store
         self._metrics = metrics
         self._clock = clock
@@ -97,8 +95,7 @@ class Holder:
         """Lets go of every held call; none of them is made. What is open stays open."""
         self._stopping = True
         for waiter in self._waiters.values():
-            waiter.stopping = True
-            waiter.decided.set()
+            waiter.give_up(held.STOPPING)
 
     def close(self) -> None:
         """Closes the file; nothing is held any more."""
@@ -122,42 +119,61 @@ class Holder:
 
         Cancellation, like an agent that leaves, leaves the approval open.
         """
+        try:
+            ended = None
+            while ended is None:
+                ended = await self._hold(call, decision, asker, noted)
+        except StoreError as error:
+            log().error("approvals_failed", error=str(error), call=call.id)
+            return held.FAILED
+        return ended
+
+    async def _hold(
+        self,
+        call: GovernedCall,
+        decision: Decision,
+        asker: Asker,
+        noted: Callable[[str], None],
+    ) -> Held | None:
+        """See `hold`; None if another call was quicker to use what this one had found."""
         digest = digest_of(call)
         ask = decision.terms.elicitation and questions.can_answer(asker)
-        found = [a for a in await self._db(self._store.find, digest) if a.id not in self._waiters]
-        if found:
-            approval = found[0]
-            if approval.state is ApprovalState.DENIED:
-                return _denied(approval)
-        elif not (decision.terms.operator or ask):
-            return Held(
-                code="approval_impossible",
-                reason="This call needs the approval of the person behind the agent, and the "
-                "agent's client offers no way to ask; it was not made.",
-            )
-        elif self._stopping or len(self._waiters) >= self.limit:
-            return Held(
-                code="too_many_held",
-                reason=f"{self.limit} calls are waiting for approval already, so this one was not "
-                "made. Try again later.",
-                retryable=True,
-            )
-        else:
-            approval = self._made(call, decision, digest)
-            await self._db(self._store.add, approval)
-        noted(approval.id)
+        listed, count = await self._db(self._look, digest)
+        # Nothing may wait between this and `_waiters` below: each approval has one waiter at most.
+        found = next((each for each in listed if each.id not in self._waiters), None)
+        if found is not None and found.state is ApprovalState.DENIED:
+            return held.denied(found)
+        if found is None or found.state is ApprovalState.PENDING:
+            operator = decision.terms.operator if found is None else found.operator
+            if not (operator or ask):
+                return held.UNASKABLE
+            if self._stopping:
+                return held.STOPPING
+            if len(self._waiters) >= self.limit or (found is None and count >= _MOST_OPEN):
+                return held.too_many(self.limit)
+        approval = found or self._made(call, decision, digest)
+        # Before it is on the disk, where another call of the same kind would find it.
         waiter = self._waiters[approval.id] = _Waiter(approval)
         self._metrics.held.set(len(self._waiters))
         try:
-            current = await self._db(self._store.get, approval.id)
-            if current is not None and current.state is not ApprovalState.PENDING:
-                waiter.decide(current)  # while its agent was away, or just now
-            else:
-                await self._wait(call, waiter, asker if ask else None, asker)
+            if found is None:
+                await self._db(self._store.add, approval)
+            noted(approval.id)
+            if found is not None:
+                current = await self._db(self._store.get, approval.id)
+                if current is None or current.state in (ApprovalState.USED, ApprovalState.EXPIRED):
+                    return None
+                if current.state is not ApprovalState.PENDING:
+                    waiter.decide(current)  # while its agent was away, or just now
+            if not waiter.decided.is_set():
+                await self._wait(call, waiter, asker, ask=ask)
             return await self._ended(waiter, asker)
         finally:
             del self._waiters[approval.id]
             self._metrics.held.set(len(self._waiters))
+
+    def _look(self, digest: str) -> tuple[list[Approval], int]:
+        return self._store.find(digest), self._store.count()
 
     async def decide(
         self, ident: str, *, approve: bool, by: str, comment: str = ""
@@ -175,6 +191,7 @@ class Holder:
 
         Raises:
             LookupError: there is no such approval that waits for this.
+            StoreError: it cannot be kept; nothing is decided.
         """
         found = await self._db(self._store.get, ident)
         if found is None or not found.operator:
@@ -185,45 +202,56 @@ class Holder:
         return changed
 
     async def pending(self) -> list[tuple[Approval, bool]]:
-        """What waits for a decision, each with whether its agent is still there."""
+        """What waits for a decision, each with whether its agent is still there.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
         listed = await self._db(self._store.pending)
         return [(each, each.id in self._waiters) for each in listed]
 
     async def all(self) -> list[tuple[Approval, bool]]:
-        """Every approval that is still known, each with whether somebody waits for it."""
+        """Every approval that is still known, each with whether somebody waits for it.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
         return [(each, each.id in self._waiters) for each in await self._db(self._store.all)]
 
-    async def _wait(
-        self, call: GovernedCall, waiter: _Waiter, askable: Asker | None, asker: Asker
-    ) -> None:
+    async def _wait(self, call: GovernedCall, waiter: _Waiter, asker: Asker, *, ask: bool) -> None:
         left = waiter.approval.expires - self._clock()
         with trio.move_on_after(max(left, 0.0)):
             async with trio.open_nursery() as nursery:
-                asker.on_withdraw = partial(_withdraw, waiter)
+                asker.on_withdraw = partial(waiter.give_up, held.CANCELLED)
                 if asker.withdrawn:
-                    _withdraw(waiter)
-                nursery.start_soon(self._tell, questions.token_of(call.params), waiter, asker)
-                if askable is not None:
-                    nursery.start_soon(self._ask, waiter, askable)
+                    waiter.give_up(held.CANCELLED)
+                nursery.start_soon(self._attend, questions.token_of(call.params), waiter, asker)
+                if ask:
+                    nursery.start_soon(self._ask, waiter, asker)
                 await waiter.decided.wait()
                 nursery.cancel_scope.cancel()
 
-    async def _tell(self, token: bytes, waiter: _Waiter, asker: Asker) -> None:
+    async def _attend(self, token: bytes, waiter: _Waiter, asker: Asker) -> None:
         count = 0
-        while token:
-            left = waiter.approval.expires - self._clock()
-            asker.notify(questions.PROGRESS, questions.waiting(token, count, left))
-            count += 1
+        while asker.audible:
+            if token:
+                left = waiter.approval.expires - self._clock()
+                asker.notify(questions.PROGRESS, questions.waiting(token, count, left))
+                count += 1
             await trio.sleep(_PROGRESS_SECONDS)
+        waiter.give_up(held.GONE)
 
     async def _ask(self, waiter: _Waiter, asker: Asker) -> None:
         said = await questions.ask(asker, waiter.approval)
         if said is None:
             if not waiter.approval.operator:  # nobody else can decide
-                said = False
-            else:
-                return
-        await self._change(waiter.approval.id, approve=said, by=_AGENT)
+                waiter.give_up(held.UNANSWERED)
+            return
+        try:
+            await self._change(waiter.approval.id, approve=said, by=_AGENT)
+        except StoreError as error:
+            log().error("approvals_failed", error=str(error), approval=waiter.approval.id)
+            waiter.give_up(held.FAILED)
 
     async def _change(
         self, ident: str, *, approve: bool, by: str, comment: str = ""
@@ -245,6 +273,8 @@ class Holder:
         if changed is None or changed.expires <= self._clock():
             return None
         log().info("approval_decided", approval=ident, state=state.value, by=by)
+        fields = {"call": changed.call, "state": state.value, "by": by, "comment": comment}
+        self.note("approval_decided", approval=ident, **fields)
         waiter = self._waiters.get(ident)
         if waiter is not None:
             waiter.decide(changed)
@@ -252,13 +282,16 @@ class Holder:
 
     async def _ended(self, waiter: _Waiter, asker: Asker) -> Held:
         ident, outcome = waiter.approval.id, waiter.outcome
-        if waiter.withdrawn or asker.withdrawn:
-            return Held(
-                code="cancelled",
-                reason="The call was cancelled before it was made.",
-                approval=ident,
-            )
-        if outcome is not None and outcome.state is ApprovalState.APPROVED:
+        if asker.withdrawn:
+            waiter.give_up(held.CANCELLED)
+        elif not asker.audible:
+            waiter.give_up(held.GONE)
+        # Who has left does not use up what was decided meanwhile.
+        if waiter.end is not None:
+            return waiter.end
+        if outcome is not None and outcome.state is ApprovalState.DENIED:
+            return held.denied(outcome)
+        if outcome is not None:
             with trio.CancelScope(shield=True):
                 used = await self._db(
                     partial(
@@ -267,24 +300,10 @@ class Holder:
                 )
             if used is not None:
                 return Held(approved=True, approval=ident, by=outcome.by)
-        if outcome is not None and outcome.state is ApprovalState.DENIED:
-            return _denied(outcome)
-        if waiter.stopping:
-            return Held(
-                code="shutting_down",
-                reason="The router is shutting down; the call was not made. Its approval is still "
-                "open: the same call made again will find it.",
-                approval=ident,
-                retryable=True,
-            )
         await self._db(
             partial(self._store.change, ident, ApprovalState.PENDING, state=ApprovalState.EXPIRED)
         )
-        return Held(
-            code="approval_expired",
-            reason="Nobody approved this call in time, so it was not made.",
-            approval=ident,
-        )
+        return evolve(held.EXPIRED, approval=ident)
 
     def _made(self, call: GovernedCall, decision: Decision, digest: str) -> Approval:
         now = self._clock()
@@ -303,9 +322,14 @@ class Holder:
             rule=decision.rule,
             source=decision.source,
             created=now,
-            expires=now + (decision.terms.expires or self.patience),
+            expires=now + self._seconds(decision.terms.expires),
             operator=decision.terms.operator,
         )
+
+    def _seconds(self, wanted: float | None) -> float:
+        # What a plugin says may be no number that a file can keep.
+        sound = wanted is not None and 0 < wanted <= _LONGEST_SECONDS
+        return wanted if sound and wanted is not None else self.patience
 
     async def _db(self, work: Callable[..., T], *args: Any) -> T:
         if not self._store.blocks:
@@ -337,25 +361,14 @@ def digest_of(call: GovernedCall) -> str:
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _withdraw(waiter: _Waiter) -> None:
-    waiter.withdrawn = True
-    waiter.decided.set()
-
-
-def _denied(approval: Approval) -> Held:
-    said = f" They said: {approval.comment}" if approval.comment else ""
-    return Held(
-        code="approval_denied",
-        reason=f"A person was asked about this call and denied it; it was not made.{said}",
-        approval=approval.id,
-        by=approval.by,
-    )
-
-
 def _shown(params: bytes) -> str:
     try:
-        written = bytes(jsonrpc.members(params).get("arguments", b""))
-    except jsonrpc.MalformedError:
+        members = jsonrpc.members(params)
+        written = bytes(members.get("arguments") or members.get("argument") or b"")
+        if not written:
+            return ""
+        # Without white space, in which arguments could be hidden from who skims a list.
+        shown = questions.plain(msgspec.json.format(written, indent=-1).decode("utf-8", "replace"))
+    except (jsonrpc.MalformedError, msgspec.DecodeError):
         return ""
-    shown = written.decode("utf-8", "replace")
     return shown if len(shown) <= _LONGEST_ARGUMENTS else f"{shown[:_LONGEST_ARGUMENTS]}... (cut)"

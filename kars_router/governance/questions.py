@@ -5,6 +5,7 @@ Pure but for the asking. Source: MCP 2025-11-25 and 2026-07-28 "Elicitation", "P
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -14,6 +15,7 @@ from kars_router.wire import capabilities, jsonrpc, progress, raw
 ELICIT: Final = "elicitation/create"
 PROGRESS: Final = "notifications/progress"
 _LONGEST_SHOWN: Final = 2000
+_WORDS: Final = {b"true": True, b"false": False}
 
 
 class Reply(Protocol):
@@ -31,6 +33,11 @@ class Asker(Protocol):
     capabilities: bytes
     withdrawn: bool
     on_withdraw: Callable[[], None] | None
+
+    @property
+    def audible(self) -> bool:
+        """See `Caller.audible`."""
+        ...
 
     def notify(self, method: str, params: bytes) -> None:
         """See `Caller.notify`."""
@@ -65,7 +72,7 @@ async def ask(asker: Asker, approval: Approval) -> bool | None:
     content = raw.fields(fields.get("content")) or {}
     if action != "accept" or "approve" not in content:
         return None
-    return bytes(content["approve"]).strip() == b"true"
+    return _WORDS.get(bytes(content["approve"]).strip())
 
 
 def question(approval: Approval) -> dict[str, Any]:
@@ -74,7 +81,7 @@ def question(approval: Approval) -> dict[str, Any]:
     if len(shown) > _LONGEST_SHOWN:
         shown = f"{shown[:_LONGEST_SHOWN]}... (cut)"
     lines = [
-        f"The agent wants to use {approval.name} on the server {approval.server}.",
+        f"The agent wants to use {plain(approval.name)} on the server {approval.server}.",
         "This needs your approval.",
         approval.reason,
         f"Arguments: {shown}" if shown else "",
@@ -93,6 +100,16 @@ def question(approval: Approval) -> dict[str, Any]:
             "required": ["approve"],
         },
     }
+
+
+def plain(text: str) -> str:
+    """A text from elsewhere in which nothing turns other text around or hides in it.
+
+    In JSON, what is written in its place says the same.
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)
 
 
 def token_of(params: bytes) -> bytes:

@@ -11,10 +11,9 @@ governor sees the end, and may withhold the result; the fate is recorded.
 
 from __future__ import annotations
 
-import hashlib
+import math
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,15 +25,17 @@ from attrs import define, evolve, field
 from kars_router import policy
 from kars_router.barriers import GuardedGovernor, GuardedTransformer, TransformError
 from kars_router.errors import JournalError
-from kars_router.governance.holding import Held, Holder
+from kars_router.governance.continued import Continued
+from kars_router.governance.held import Held
+from kars_router.governance.holding import Holder
 from kars_router.governance.questions import Asker
 from kars_router.hookspecs import GovernanceSettings
 from kars_router.model import CallEnd, CallOutcome, Decision, Fate, GovernedCall, Ruling
 from kars_router.plugins import Plugins
 from kars_router.telemetry import Metrics, log
-from kars_router.wire import raw
 
-_MOST_CONTINUED: Final = 1024
+# Even in a hurry, what needs no waiting is done.
+_LEAST_SECONDS: Final = 0.05
 
 BeforeSend = Callable[[int], CallOutcome | None]
 Make = Callable[[bytes, BeforeSend], Awaitable[CallOutcome]]
@@ -89,8 +90,9 @@ class Rules:
         """Closes the governors of a retired set once no call needs them; bounded."""
         if self.retired and not self.users:
             with trio.CancelScope(shield=True):  # each is bounded
-                for each in self.governors:
-                    await each.aclose()
+                async with trio.open_nursery() as nursery:
+                    for each in self.governors:
+                        nursery.start_soon(each.aclose)
 
 
 @define(eq=False)
@@ -141,8 +143,8 @@ class Governance:
         self._state = state
         self._clock = clock
         self._rules = Rules()
-        # Approved calls of which the server wants to hear more, by what it gave to go on with.
-        self._continued: OrderedDict[bytes, str] = OrderedDict()
+        self._continued = Continued()
+        self._until = math.inf
 
     @property
     def active(self) -> bool:
@@ -163,10 +165,9 @@ class Governance:
             PluginError: a plugin failed.
         """
         settings = GovernanceSettings(policies=policies, state=self._state)
-        return Rules(
-            self._plugins.governors(settings, strict=strict),
-            self._plugins.transformers(settings, strict=strict),
-        )
+        # Governors hold things, so they are made last, when nothing else can go wrong.
+        transformers = self._plugins.transformers(settings, strict=strict)
+        return Rules(self._plugins.governors(settings, strict=strict), transformers)
 
     async def adopt(self, rules: Rules) -> None:
         """Puts a set of rules in force for the next call; calls on their way keep theirs."""
@@ -174,9 +175,19 @@ class Governance:
         old.retired = True
         await old.let_go()
 
+    def hurry(self, seconds: float) -> None:
+        """The router is about to end: all governors together get so many seconds from now on."""
+        self._until = trio.current_time() + seconds
+
     async def aclose(self) -> None:
         """Has governors write down what they must; no call follows."""
         await self.adopt(Rules())
+
+    def overheard(self, server: str, agent: str) -> Callable[[bytes], bytes] | None:
+        """What a server says to an agent outside of any call passes this, or None."""
+        if not self._rules.transformers:
+            return None
+        return self.censor(GovernedCall(id="", agent=agent, server=server, method="", name=""))
 
     def censor(self, call: GovernedCall) -> Callable[[bytes], bytes] | None:
         """What every notification and question of a call's server passes, or None."""
@@ -212,6 +223,15 @@ class Governance:
                 await passage.rules.let_go()
         return ended
 
+    def note_refused(self, call: GovernedCall, outcome: CallOutcome) -> None:
+        """Records a call that was refused before anybody was asked about it."""
+        decision = _denial(outcome.code, outcome.message)
+        passage = _Passage(call, self._rules, time.perf_counter(), decision=decision)
+        self._accepted(passage)
+        if self.recorder is not None:
+            end = CallEnd(decision=decision, fate=outcome.fate, code=outcome.code)
+            self.recorder.ended(call.id, end)
+
     async def _made(self, passage: _Passage, asker: Asker, make: Make) -> CallOutcome:
         await self._decide(passage)
         self._transform(passage)
@@ -220,27 +240,30 @@ class Governance:
         decision = passage.decision
         if decision.ruling is Ruling.DENY:
             return _refused(decision, retryable=decision.retry_after is not None)
+        approval = ""
         if decision.ruling is Ruling.APPROVE:
             held = await self._hold(passage, asker)
+            approval = held.approval
             if not held.approved:
                 passage.decision = _denial(held.code, held.reason)
                 return _refused(passage.decision, retryable=held.retryable)
             passage.decision = evolve(decision, ruling=Ruling.ALLOW, code="approved")
 
         def before_send(generation: int) -> CallOutcome | None:
-            if not self._record(lambda r: r.sent(passage.call.id, generation)):
+            if not self._record(passage.call, lambda r: r.sent(passage.call.id, generation)):
                 return self._unrecorded(passage)
             passage.sent = True
             return None
 
         outcome = await make(passage.call.params, before_send)
-        if decision.ruling is Ruling.APPROVE and outcome.result is not None:
-            self._note_state(passage.call, outcome.result)
+        if approval and outcome.result is not None:
+            self._continued.note(passage.call, outcome.result, approval)
         return self._seen(passage, outcome)
 
     def _accepted(self, passage: _Passage) -> bool:
         visible = partial(_visible, passage)
-        return self._record(lambda r: r.accepted(passage.call, passage.decision, visible))
+        call = passage.call
+        return self._record(call, lambda r: r.accepted(call, passage.decision, visible))
 
     def _transform(self, passage: _Passage) -> None:
         if passage.decision.ruling is Ruling.DENY:
@@ -264,7 +287,7 @@ class Governance:
         said = []
         for governor in passage.rules.governors:
             passage.asked.append(governor)
-            decision = await governor.before_call(passage.call, seconds=self.deadline)
+            decision = await governor.before_call(passage.call, seconds=self._patience())
             if decision is not None:
                 said.append(decision)
         passage.decision = decision = policy.fold(said)
@@ -285,34 +308,26 @@ class Governance:
 
     async def _hold(self, passage: _Passage, asker: Asker) -> Held:
         call = passage.call
-        key = _state_key(call, "requestState", call.params)
-        before = self._continued.pop(key, "") if key else ""
-        if before:
+        if before := self._continued.take(call):
             # A further round of a call that was approved: the same question again would be none.
-            self._record(lambda r: r.decided(call.id, before, Ruling.ALLOW, "an earlier round"))
+            by = "an earlier round"
+            self._record(call, lambda r: r.decided(call.id, before, Ruling.ALLOW, by))
             return Held(approved=True, approval=before)
         log().info("call_held", call=call.id, server=call.server, tool=call.name, agent=call.agent)
         held = await self.holder.hold(
             call,
             passage.decision,
             asker,
-            noted=lambda approval: self._noted(call.id, approval),
+            noted=lambda approval: self._noted(call, approval),
         )
         if held.approval:
             ruling = Ruling.ALLOW if held.approved else Ruling.DENY
             by = held.by or held.code
-            self._record(lambda r: r.decided(call.id, held.approval, ruling, by))
+            self._record(call, lambda r: r.decided(call.id, held.approval, ruling, by))
         return held
 
-    def _noted(self, call_id: str, approval: str) -> None:
-        self._record(lambda r: r.held(call_id, approval))
-
-    def _note_state(self, call: GovernedCall, result: bytes) -> None:
-        key = _state_key(call, "requestState", result)
-        if key:
-            self._continued[key] = call.id
-            while len(self._continued) > _MOST_CONTINUED:
-                self._continued.popitem(last=False)
+    def _noted(self, call: GovernedCall, approval: str) -> None:
+        self._record(call, lambda r: r.held(call.id, approval))
 
     def _seen(self, passage: _Passage, outcome: CallOutcome) -> CallOutcome:
         """An outcome after the transformers."""
@@ -332,6 +347,9 @@ class Governance:
                 _denial("policy_error", "Its result could not be checked for secrets."),
             )
 
+    def _patience(self) -> float:
+        return min(self.deadline, max(self._until - trio.current_time(), _LEAST_SECONDS))
+
     async def _ended(self, passage: _Passage, outcome: CallOutcome) -> CallOutcome:
         end = CallEnd(
             decision=passage.decision,
@@ -342,7 +360,7 @@ class Governance:
             seconds=time.perf_counter() - passage.started,
         )
         for governor in passage.asked:
-            denial = await governor.after_call(passage.call, end, seconds=self.deadline)
+            denial = await governor.after_call(passage.call, end, seconds=self._patience())
             if denial is not None and (outcome.result is not None or outcome.error is not None):
                 outcome = self._withheld(passage, outcome, denial)
         if outcome.code != end.code:
@@ -360,18 +378,27 @@ class Governance:
         return CallOutcome(
             fate=outcome.fate,
             code=denial.code,
-            message=f"The call was executed, but its result is withheld. {denial.reason}",
+            message=f"{_WITHHELD[outcome.fate]} {denial.reason}",
             reset=outcome.reset,
         )
 
-    def _record(self, write: Callable[[Recorder], None]) -> bool:
+    def _record(self, call: GovernedCall, write: Callable[[Recorder], None]) -> bool:
         """Whether the call may go on."""
         if self.recorder is None:
             return True
         try:
             write(self.recorder)
         except JournalError as error:
-            log().error("audit_failed", error=str(error), calls="go on" if self.fail_open else "no")
+            # The only trace that is left of it.
+            log().error(
+                "audit_failed",
+                call=call.id,
+                server=call.server,
+                tool=call.name,
+                agent=call.agent,
+                error=str(error),
+                calls="go on" if self.fail_open else "no",
+            )
             return self.fail_open
         return True
 
@@ -381,6 +408,11 @@ def new_call_id() -> str:
     return secrets.token_hex(8)
 
 
+_WITHHELD: Final = {
+    Fate.EXECUTED: "The call was executed, but its result is withheld.",
+    Fate.NOT_EXECUTED: "The call was not executed, and what was said of it is withheld.",
+    Fate.UNKNOWN: "Whether the call was executed is not known, and its result is withheld.",
+}
 _UNRECORDED: Final = (
     "The router cannot record calls at the moment, and what is not recorded is not made."
 )
@@ -426,13 +458,3 @@ def _refused(decision: Decision, *, retryable: bool = False) -> CallOutcome:
 def _abandoned(*, sent: bool) -> CallOutcome:
     fate = Fate.UNKNOWN if sent else Fate.NOT_EXECUTED
     return CallOutcome(fate=fate, code="abandoned", message="The router gave the call up.")
-
-
-def _state_key(call: GovernedCall, member: str, body: bytes) -> bytes:
-    if member.encode() not in body:
-        return b""
-    state = (raw.fields(body) or {}).get(member)
-    if state is None:
-        return b""
-    parts = [call.agent, call.server, call.method, call.name, bytes(state)]
-    return hashlib.sha256(repr(parts).encode("utf-8", "surrogateescape")).digest()

@@ -53,6 +53,11 @@ class Caller:
     pending: Pending | None = None
     on_withdraw: Callable[[], None] | None = None
 
+    @property
+    def audible(self) -> bool:
+        """Whether the agent hears the answer, or may soon come back for it."""
+        return not self.withdrawn
+
     def withdraw(self, reason: bytes = b"") -> None:
         """Cancels the request, wherever it is; never waits.
 

@@ -112,6 +112,31 @@ def fates(directory: Path) -> dict[str, str]:
     return found
 
 
+def die_opening(directory: Path, chance: random.Random) -> int:
+    """Kills a process that opens a journal, and mends what is to be mended; 1 if it was not done.
+
+    What it has left must be whole, like all that is left by anybody.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reader)
+        journal(directory)
+        os.write(writer, b"ready")
+        signal.pause()
+    os.close(writer)
+    select.select([reader], [], [], chance.random() * 0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    unfinished = not rest_of(reader)
+    os.close(reader)
+    paths = with_older(directory / "audit.jsonl")
+    fault = verify(paths).fault if paths[-1].exists() else None
+    if fault is not None:
+        raise SystemExit(f"after an opening: {fault}")
+    return int(unfinished)
+
+
 def one_round(directory: Path, round_: int, chance: random.Random) -> dict[str, int]:
     reader, writer = os.pipe()
     fcntl.fcntl(writer, F_SETPIPE_SZ, 1 << 20)
@@ -128,6 +153,7 @@ def one_round(directory: Path, round_: int, chance: random.Random) -> dict[str, 
         os.waitpid(child, 0)
     last = steps(text + rest_of(reader))
     os.close(reader)
+    openings = die_opening(directory, chance)
 
     paths = with_older(directory / "audit.jsonl")
     before = verify(paths)
@@ -153,6 +179,7 @@ def one_round(directory: Path, round_: int, chance: random.Random) -> dict[str, 
         "calls": len(last),
         "torn": int(before.torn > 0),
         "files": len(paths),
+        "openings": openings,
         "unknown": sum(fate is Fate.UNKNOWN for fate in recovered.values()),
         "not_executed": sum(fate is Fate.NOT_EXECUTED for fate in recovered.values()),
     }
@@ -165,6 +192,8 @@ def main(directory: Path, rounds: int, seed: int) -> None:
     for round_ in range(rounds):
         # Each journal goes through ten deaths; checking many more files each time takes too long.
         place = directory / str(round_ // 10)
+        if not place.exists():
+            die_opening(place, chance)
         for key, value in one_round(place, round_, chance).items():
             total[key] = total.get(key, 0) + value
     print(json.dumps(total))

@@ -26,3 +26,4 @@ def test_a_journal_survives_its_writer(tmp_path: Path) -> None:
     assert total["not_executed"] > 0
     assert total["calls"] > 10 * ROUNDS
     assert total["files"] > ROUNDS
+    assert total["openings"] > 0

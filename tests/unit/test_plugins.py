@@ -155,6 +155,9 @@ def test_a_broken_plugin_is_named_and_left_out(installed: dict[str, object]) -> 
         host = Plugins.load()
     assert [(entry["event"], entry["plugin"]) for entry in logs] == [("plugin_broken", "mine")]
     assert "mine" not in {entry.name for entry in host.entries()}
+    assert [(entry.name, entry.error) for entry in host.broken] == [
+        ("mine", "ImportError('no module named x')")
+    ]
 
 
 def test_a_required_plugin_that_is_broken_or_missing_is_an_error(

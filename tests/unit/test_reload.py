@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -11,10 +11,14 @@ import pytest
 import trio
 from agent_kit import Bench, configuration, open_bench
 from attrs import evolve
+from governance_kit import ALLOW, Scripted, govern
 from trio.testing import MockClock
 
+from kars_router.config.auth import AgentAuth
 from kars_router.config.load import load
 from kars_router.config.tools_lock import write_lock
+from kars_router.errors import ConfigError, PluginError
+from kars_router.hookspecs import GovernanceSettings, Governor, Transformer, hookimpl
 from kars_router.pinning import Pin
 from kars_router.reload import watch
 from kars_router.testing import HeartbeatServer, RpcError, text_of
@@ -318,3 +322,38 @@ async def test_a_changed_policy_applies_to_the_next_call_and_drops_nothing(
         assert slow[0]["isError"] is False
         assert bench.server.happenings("deleted") == []
         nursery.cancel_scope.cancel()
+
+
+async def test_what_is_refused_halfway_leaves_nothing_behind(autojump_clock: MockClock) -> None:
+    made: list[str] = []
+    wrong = ""
+
+    class Plugin(Scripted):
+        @hookimpl
+        def kars_governors(self, settings: GovernanceSettings) -> Sequence[Governor]:
+            made.append("governor")
+            return [self]
+
+        @hookimpl
+        def kars_transformers(self, settings: GovernanceSettings) -> Sequence[Transformer]:
+            if wrong == "transformers":
+                raise ValueError("no")
+            return []
+
+    async with open_two() as bench:
+        router = bench.router
+        await govern(router, Plugin(ALLOW))
+        before = (router.config, router.governance._rules, router.policy_status.document())
+        made.clear()
+        for wrong in ("transformers", "auth"):
+            broken = configuration({"box": {"allowedTools": ["read"]}}, policies=[{}])
+            if wrong == "auth":
+                auth = AgentAuth(token_from_file=Path("/none/at/all"))
+                broken = evolve(broken, agent_auth=auth)
+            with pytest.raises((PluginError, ConfigError)):
+                await router.apply(broken)
+            after = (router.config, router.governance._rules, router.policy_status.document())
+            assert after == before
+            assert made == []
+        agent = await bench.connect()
+        assert text_of(await agent.call("box__increment")) == "counter: 1"

@@ -90,6 +90,24 @@ def test_lines_of_the_http_server_are_ours() -> None:
     assert "kars_router.hypercorn" not in logging.root.manager.loggerDict
 
 
+def test_a_terminal_obeys_nothing_that_an_agent_or_a_server_sent() -> None:
+    stream = io.StringIO()
+    configure_logging(style="console", stream=stream)
+    log().warning("call_denied", tool="test:a\x1b[2Jb", agent="ordinary")
+    said = stream.getvalue()
+    assert "\x1b[2J" not in said
+    assert "\\x1b[2J" in said
+    assert "'ordinary'" not in said
+
+
+def test_a_file_gets_no_colour() -> None:
+    stream = io.StringIO()
+    configure_logging(style="console", stream=stream)
+    log().error("plugin_broken", plugin="mine")
+    assert "plugin_broken" in stream.getvalue()
+    assert "\x1b" not in stream.getvalue()
+
+
 def test_each_router_counts_for_itself() -> None:
     one, two = Metrics(), Metrics()
     one.calls.labels("box", "executed", "ok").inc()

@@ -1,4 +1,6 @@
-"""Which addresses discovery looks at, and which of them are to be trusted. Pure.
+"""Which addresses discovery looks at, and which of them are to be trusted.
+
+Pure, but for the domain of the cluster that the process is in.
 
 Source: RFC 8414 sections 2 and 3, RFC 9728 sections 3 and 7, RFC 8707 section 2, OpenID Connect
 Discovery 1.0 section 4; MCP 2025-11-25 and 2026-07-28 "Authorization".
@@ -10,7 +12,11 @@ import ipaddress
 from typing import Final
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
+import httpx
+
 from kars_router.config.addresses import parse_url
+from kars_router.transports.dial import guard_for
+from kars_router.transports.guard import Address, HostKind
 
 _PORTS: Final = {"http": 80, "https": 443}
 _SECURE: Final = {"ws": "http", "wss": "https"}
@@ -76,13 +82,23 @@ def origin_of(url: str) -> tuple[str, str, int]:
     return scheme, (parts.hostname or "").lower(), parts.port or _PORTS[scheme]
 
 
-def is_loopback(url: str) -> bool:
-    """Whether the URL's host is this machine whatever the network says."""
-    host = (urlsplit(url).hostname or "").lower()
+def _place_of(url: str) -> tuple[str, HostKind, Address | None]:
+    """The host as it is connected to, what it says, and the address if it is one.
+
+    Dots of other scripts, a dot at the end, and IPv4 within IPv6 are ways to write the same host.
+
+    Raises:
+        ValueError: it cannot be a host.
+    """
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        raw = httpx.URL(url).raw_host.decode("ascii")
+    except httpx.InvalidURL as error:
+        raise ValueError(str(error)) from error
+    guard = guard_for(raw)
+    if guard.literal is None:
+        return guard.host.removesuffix("."), guard.kind, None
+    address = ipaddress.ip_address(guard.literal)
+    return guard.literal, guard.kind, getattr(address, "ipv4_mapped", None) or address
 
 
 def complaint(url: object, *, near: str = "") -> str:
@@ -91,31 +107,36 @@ def complaint(url: object, *, near: str = "") -> str:
     Args:
         url: where to; untrusted.
         near: the address that named it, if it was not configured. Only what is on loopback itself
-            may lead there, and to an address without a name only what is there itself: anything
-            else would have the router talk to its neighbours.
+            may lead there, to an address without a name only what is there itself, and to a name
+            of the own network only what is in it: anything else would have the router talk to its
+            neighbours.
     """
     if not isinstance(url, str):
         return "is missing"
     try:
-        parts = urlsplit(parse_url(url))
+        scheme = urlsplit(parse_url(url)).scheme
+        host, kind, address = _place_of(url)
     except ValueError:
         return "is no valid URL"
-    here = is_loopback(url)
-    if parts.scheme not in _PORTS or (parts.scheme == "http" and not here):
+    here = _is_here(kind, address)
+    if scheme not in _PORTS or (scheme == "http" and not here):
         return "must start with https://, as secrets are sent there"
-    if here and near and not is_loopback(near):
+    if not near:
+        return ""
+    host_near, kind_near, address_near = _place_of(near)
+    near_here = _is_here(kind_near, address_near)
+    if here and not near_here:
         return "is on loopback, where only a server on loopback may send the router"
-    if near and not here and _is_address(url) and origin_of(url)[1] != origin_of(near)[1]:
+    if address is not None and not here and host != host_near:
         return "has an address in place of a name"
+    outside = address_near.is_global if address_near else kind_near is not HostKind.PRIVATE
+    if kind is HostKind.PRIVATE and outside and not near_here:
+        return "is a name of the own network, where only a server of it may send the router"
     return ""
 
 
-def _is_address(url: str) -> bool:
-    try:
-        ipaddress.ip_address(urlsplit(url).hostname or "")
-    except ValueError:
-        return False
-    return True
+def _is_here(kind: HostKind, address: Address | None) -> bool:
+    return address.is_loopback if address is not None else kind is HostKind.LOOPBACK
 
 
 def _join(parts: SplitResult, path: str) -> str:

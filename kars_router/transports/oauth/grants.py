@@ -7,11 +7,9 @@ Source: RFC 6749 sections 2.3.1, 4.4, 5; RFC 8693 section 2; RFC 8707 section 2;
 
 from __future__ import annotations
 
-import base64
-import math
+import functools
 import re
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote_plus
 
 import msgspec
 from attrs import field, frozen
@@ -22,6 +20,8 @@ from kars_router.transports.oauth.errors import TokenError, harmless
 from kars_router.transports.oauth.secrets import Secrets
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from oauthlib.oauth2 import OAuth2Error
 
 # oauthlib is imported where it is used: it takes longer than the rest of the plugins together, and
@@ -33,6 +33,7 @@ _JWT: Final = "urn:ietf:params:oauth:token-type:jwt"
 _USABLE: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*\Z")  # RFC 6750 section 2.1
 _LONGEST_TOKEN: Final = 16 * 1024
 _FIELDS: Final = ("access_token", "token_type", "scope", "error", "error_description")
+_FOREVER: Final = 1e12  # seconds; a whole number may be too large for a float
 _CODE: Final = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 # What to change, by the error code of RFC 6749 section 5.2, RFC 8693 and RFC 8707.
 _REMEDIES: Final = {
@@ -84,8 +85,7 @@ def request(
         }
     if secrets.client_secret and settings.client_auth is ClientAuth.BASIC:
         in_form = False
-        pair = f"{quote_plus(secrets.client_id)}:{quote_plus(secrets.client_secret)}"
-        headers["authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
+        headers["authorization"] = f"Basic {secrets.basic()}"
     elif secrets.client_secret:
         fields["client_secret"] = secrets.client_secret
     body: str = client.prepare_request_body(
@@ -105,6 +105,8 @@ def read(settings: OAuth, secrets: Secrets, answer: Document) -> Issued:
     content = answer.content
     # Text only: the library takes what it is given at its word.
     fields = {name: said for name in _FIELDS if isinstance(said := content.get(name), str)}
+    value = fields.get("access_token", "")
+    shown = functools.partial(harmless, secrets=[*secrets.values(), value])
     if answer.status != 200 and "error" not in fields:
         raise _unexplained(answer)
     try:
@@ -112,21 +114,20 @@ def read(settings: OAuth, secrets: Secrets, answer: Document) -> Issued:
         client.parse_request_body_response(msgspec.json.encode(fields).decode())
     except OAuth2Error as error:
         # Not chained: the error holds the answer, and that may hold a token.
-        raise _refusal(secrets, answer, error) from None
-    value = fields.get("access_token", "")
+        raise _refusal(secrets, shown, answer, error) from None
     if len(value) > _LONGEST_TOKEN or not _USABLE.match(value):
         raise TokenError("the authorization server answered with a token that cannot be sent")
     kind = content.get("token_type")
     if not isinstance(kind, str) or kind.lower() != "bearer":
         raise TokenError(
-            f"the authorization server issued a token of the type {harmless(kind) or 'unknown'}, "
+            f"the authorization server issued a token of the type {shown(kind) or 'unknown'}, "
             "and the router sends bearer tokens only"
         )
     if settings.grant is Grant.TOKEN_EXCHANGE:
         issued = content.get("issued_token_type", _ACCESS_TOKEN)
         if issued not in (_ACCESS_TOKEN, _JWT):
             raise TokenError(
-                f"the authorization server issued no access token but {harmless(issued)}",
+                f"the authorization server issued no access token but {shown(issued)}",
                 key="grant",
             )
     return Issued(value=value, lifetime=_lifetime(content.get("expires_in")))
@@ -140,11 +141,13 @@ def _unexplained(answer: Document) -> TokenError:
     )
 
 
-def _refusal(secrets: Secrets, answer: Document, error: OAuth2Error) -> TokenError:
+def _refusal(
+    secrets: Secrets, shown: Callable[[str | None], str], answer: Document, error: OAuth2Error
+) -> TokenError:
     code = str(error.error)
     if not _CODE.match(code):
         return _unexplained(answer)
-    said = harmless(error.description, secrets.values())
+    said = shown(error.description)
     name, remedy = _REMEDIES.get(code, ("", ""))
     if code == "invalid_grant" and not secrets.subject_token:
         name, remedy = "", ""
@@ -162,8 +165,8 @@ def _lifetime(value: object) -> float | None:
     # Some write the number as text.
     if isinstance(value, str) and re.match(r"[0-9]{1,9}\Z", value):
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if value <= 0:
         raise TokenError("the authorization server issued a token that has already expired")
-    return float(value)
+    return float(value) if value < _FOREVER else None

@@ -5,9 +5,11 @@ Owns where secrets come from. Must not know what they are used for. Nothing here
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import quote_plus
 
 import trio
 from attrs import field, frozen
@@ -34,9 +36,16 @@ class Secrets:
     subject_token: str = field(default="", repr=False)
     keys: Mapping[str, str] = field(factory=dict)
 
+    def basic(self) -> str:
+        """Identifier and secret for basic authentication (RFC 6749 section 2.3.1)."""
+        pair = f"{quote_plus(self.client_id)}:{quote_plus(self.client_secret)}"
+        return base64.b64encode(pair.encode()).decode()
+
     def values(self) -> list[str]:
-        """Those that must not be shown."""
-        return [value for value in (self.client_secret, self.subject_token) if value]
+        """Those that must not be shown, in each form in which they are sent."""
+        given = [value for value in (self.client_secret, self.subject_token) if value]
+        pair = [self.basic()] if self.client_secret else []
+        return [*given, *(quote_plus(value) for value in given), *pair]
 
 
 async def read(settings: OAuth) -> Secrets:
@@ -73,7 +82,7 @@ def stamp(path: Path | str) -> tuple[int, int, int, int] | None:
     """
     try:
         found = os.stat(path)  # noqa: PTH116 - on the path of every request; Path costs more
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL in the name
         return None
     return found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size
 
@@ -104,8 +113,8 @@ async def _content(path: Path, origin: str, key: str) -> str:
         if len(content) > _MOST_BYTES:
             raise TokenError(f"{origin} is too large for a token", key=key)
         return content.decode("ascii")
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise TokenError(f"{origin} cannot be read: {reason}", key=key) from error
     except UnicodeDecodeError:
         raise TokenError(f"{origin} holds characters that no token has", key=key) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise TokenError(f"{origin} cannot be read: {reason}", key=key) from error

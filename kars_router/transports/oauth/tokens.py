@@ -171,6 +171,8 @@ class TokenSource:
             if status == 403 and not short:
                 return token  # it is not the token that is wrong
             wanted = tuple(scope for scope in asked.scopes if scope not in self._denied)
+            if len(self._denied) >= challenge.MOST_SCOPES:
+                wanted = ()  # a server that makes up new ones must not cost a request for each call
             scopes = challenge.union(self._scopes, wanted)
             if short and token is not None and scopes == token.scopes:
                 return token

@@ -7,11 +7,11 @@ on what it is given. Must not know rules: a condition is true, or false, or fail
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from attrs import frozen
+from attrs import field, frozen
 from cel_expr_python import cel  # type: ignore[import-untyped]  # has stubs, but no py.typed
 
 from kars_router.model import GovernedCall
@@ -48,7 +48,15 @@ _HELD: Final = "\N{SUBSTITUTE}"  # stands for a literal once they are taken out
 _REGEX_CALL: Final = re.compile(r"\bmatches\s*\(")
 _GOOD_REGEX_CALL: Final = re.compile(rf"\.\s*matches\s*\(\s*{_HELD}(\d+){_HELD}\s*\)")
 _AGENT_FIELD: Final = re.compile(r"(?<![.\w])(?<!\.\s)agent\s*\.\s*(\w+)")
-_READS_ARGUMENTS: Final = re.compile(r"(?<![.\w])args\b")
+# Rather too often than too seldom: `.args` is `args`, too.
+_READS_ARGUMENTS: Final = re.compile(r"\bargs\b")
+_VARIABLE: Final = re.compile(r"\b(?:args|tool|server|method|name|annotations|agent|now)\b")
+# What may differ from one call of an agent for a thing to the next.
+_FLEETING: Final = frozenset({"args", "annotations", "now"})
+# True of nothing that lacks the argument, if it is the first of terms that all have to be true.
+_GUARD: Final = re.compile(r"\s*has\s*\(\s*args\s*\.\s*(\w+)\s*\)\s*&&")
+_MOST_REMEMBERED: Final = 1024
+_LONGEST_REMEMBERED: Final = 1024
 _MACRO: Final = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(")
 _PLACE: Final = re.compile(r"(?:[A-Z_]+: )?ERROR: <input>:(-?\d+):(-?\d+): ([^\n]*)")
 
@@ -80,55 +88,25 @@ class ConditionFailed(Exception):
         super().__init__(clause)
 
 
-def variables(call: GovernedCall, arguments: Mapping[str, Any]) -> Any:
-    """What conditions of one call read; made once and used for all of them.
-
-    Args:
-        call: the call.
-        arguments: its arguments, within the bounds of `kars_plugin_toolpolicy.bounds`; empty if no
-            condition reads them.
-
-    Raises:
-        ConditionFailed: they hold what CEL has no value for, such as a number beyond 64 bits.
-    """
-    try:
-        return _ENVIRONMENT.Activation(
-            {
-                "args": arguments,
-                "tool": call.name if call.method == "tools/call" else "",
-                "server": call.server,
-                "method": call.method,
-                "name": call.name,
-                "annotations": {
-                    name: hint for name, hint in call.annotations.items() if _plain(hint)
-                },
-                "agent": {
-                    "id": call.agent,
-                    "client": call.client,
-                    "subject": call.subject,
-                    "scopes": list(call.scopes),
-                },
-                "now": datetime.fromtimestamp(call.time, UTC),
-            }
-        )
-    except (RuntimeError, ValueError, OverflowError, TypeError, OSError) as error:
-        raise ConditionFailed("the call holds a value that CEL does not know", str(error)) from None
-
-
 @frozen
 class Condition:
     """A compiled expression.
 
     Attributes:
         source: as it was written.
-        reads_arguments: whether it reads `args`.
+        reads: the variables that it may read.
         loops: whether it may go through all of `args` for each part of them.
+        needs: an argument without which it is not true; None if there is none that is known.
     """
 
     source: str
-    reads_arguments: bool
+    reads: frozenset[str]
     loops: bool
+    needs: str | None
     _program: Any
+    # An expression that reads neither arguments nor time has one answer for an agent and a tool,
+    # and to remember it is far quicker than to wake up the machinery.
+    _answers: dict[Hashable, bool] | None = field(eq=False, repr=False)
 
     @classmethod
     def compile(cls, source: str) -> Condition:
@@ -152,17 +130,50 @@ class Condition:
                 known = ", ".join(_AGENT_FIELDS)
                 raise ConditionError(f"reads agent.{match[1]}; there is only {known}")
         _check_patterns(bare, held)
-        return cls(source, bool(_READS_ARGUMENTS.search(bare)), _loops(bare), program)
+        reads = frozenset(_VARIABLE.findall(bare))
+        guard = None if "||" in bare or "?" in bare else _GUARD.match(bare)
+        needs = guard[1] if guard else None
+        return cls(source, reads, _loops(bare), needs, program, None if reads & _FLEETING else {})
 
-    def holds(self, values: Any) -> bool:
+    @property
+    def reads_arguments(self) -> bool:
+        """Whether it reads `args`."""
+        return "args" in self.reads
+
+    def holds(self, call: GovernedCall, known: dict[frozenset[str], Any] | None = None) -> bool:
         """Whether it is true of a call.
 
         Args:
-            values: what `variables` made of the call.
+            call: the call; its arguments are within the bounds of `kars_plugin_toolpolicy.bounds`
+                if it reads them.
+            known: what was made of the call for other conditions, which this adds to.
 
         Raises:
-            ConditionFailed: it has no answer, or none that is a bool.
+            ConditionFailed: it has no answer, or none that is a bool; or the call holds what CEL
+                has no value for, such as a number beyond 64 bits.
         """
+        if self.needs is not None and self.needs not in call.arguments:
+            return False
+        if self._answers is None:
+            return self._holds(call, known)
+        who = (call.agent, call.client, call.subject, call.scopes)
+        key = (call.server, call.method, call.name, who)
+        answer = self._answers.get(key)
+        if answer is None:
+            answer = self._holds(call, known)
+            if len(call.name) + len(call.client) + len(call.subject) > _LONGEST_REMEMBERED:
+                return answer
+            if len(self._answers) >= _MOST_REMEMBERED:
+                self._answers.clear()
+            self._answers[key] = answer
+        return answer
+
+    def _holds(self, call: GovernedCall, known: dict[frozenset[str], Any] | None) -> bool:
+        values = None if known is None else known.get(self.reads)
+        if values is None:
+            values = _variables(call, self.reads)
+            if known is not None:
+                known[self.reads] = values
         try:
             value = self._program.eval(values)
             kind, plain = value.type(), value.plain_value()
@@ -173,6 +184,39 @@ class Condition:
         if not isinstance(plain, bool):
             raise ConditionFailed(f"it gave {kind.name().lower()} instead of bool")
         return plain
+
+
+def _variables(call: GovernedCall, names: frozenset[str]) -> Any:
+    """The variables of these names; each one costs, whether it is read or not."""
+    try:
+        return _ENVIRONMENT.Activation({name: _VALUES[name](call) for name in names})
+    except (RuntimeError, ValueError, OverflowError, TypeError, OSError) as error:
+        raise ConditionFailed("the call holds a value that CEL does not know", str(error)) from None
+
+
+def _agent(call: GovernedCall) -> dict[str, Any]:
+    return {
+        "id": call.agent,
+        "client": call.client,
+        "subject": call.subject,
+        "scopes": list(call.scopes),
+    }
+
+
+def _annotations(call: GovernedCall) -> dict[str, Any]:
+    return {name: hint for name, hint in call.annotations.items() if _plain(hint)}
+
+
+_VALUES: Final[Mapping[str, Callable[[GovernedCall], Any]]] = {
+    "args": lambda call: call.arguments,
+    "tool": lambda call: call.name if call.method == "tools/call" else "",
+    "server": lambda call: call.server,
+    "method": lambda call: call.method,
+    "name": lambda call: call.name,
+    "annotations": _annotations,
+    "agent": _agent,
+    "now": lambda call: datetime.fromtimestamp(call.time, UTC),
+}
 
 
 def _compiled(source: str) -> Any:

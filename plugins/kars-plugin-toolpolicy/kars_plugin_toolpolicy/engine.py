@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from kars_plugin_toolpolicy.bounds import BUSIEST, Measure, measure
-from kars_plugin_toolpolicy.conditions import Condition, ConditionFailed, variables
+from kars_plugin_toolpolicy.conditions import ConditionFailed
 from kars_plugin_toolpolicy.matching import Subject, UnknownKindError
 from kars_plugin_toolpolicy.rules import Compiled, CompiledPolicy, CompiledRule, compile_policies
 from kars_plugin_toolpolicy.schemas import SchemaFailed
@@ -70,8 +70,7 @@ class _Asked:
 
     call: GovernedCall
     _measure: Measure | None = None
-    _values: Any = None
-    _bare_values: Any = None
+    _known: dict[frozenset[str], Any] = field(factory=dict)
 
     def bound(self, work: int | None = None) -> None:
         """Sees that the arguments are within bounds, before a compiler's code gets them.
@@ -89,17 +88,6 @@ class _Asked:
         if work is not None and self._measure.work > work:
             raise _Failed("the arguments are too large for a loop over them")
 
-    def values(self, condition: Condition) -> Any:
-        """What a condition reads, made for the first one and kept for the others."""
-        if not condition.reads_arguments:
-            if self._bare_values is None:
-                self._bare_values = variables(self.call, {})
-            return self._bare_values
-        self.bound(BUSIEST if condition.loops else None)
-        if self._values is None:
-            self._values = variables(self.call, self.call.arguments)
-        return self._values
-
     def mismatch(self, rule: CompiledRule) -> str | None:
         """Says why a rule of the short list is not about the call, or None if it is.
 
@@ -109,8 +97,10 @@ class _Asked:
         condition = rule.condition
         if condition is None:
             return None
+        if condition.reads_arguments:
+            self.bound(BUSIEST if condition.loops else None)
         try:
-            holds = condition.holds(self.values(condition))
+            holds = condition.holds(self.call, self._known)
         except ConditionFailed as error:
             raise _Failed(f"its condition failed: {error.clause}", error.detail) from None
         return None if holds else "its condition is not true"
@@ -179,12 +169,18 @@ class Engine:
 
         Returns:
             the terms of every matching `redact`, in their order. A condition without an answer is
-            taken as true: better too little is seen than too much.
+            taken as true: better too little is seen than too much. For what a server says outside
+            of any call, those of every policy that is for the server.
         """
         try:
             shortlist = self._shortlists.of(call)
         except UnknownKindError:
-            return ()
+            return tuple(
+                rule.redact
+                for policy in self._compiled.policies
+                for rule in policy.redactions
+                if rule.redact is not None and policy.scope.serves(call.server)
+            )
         if shortlist.redacts is not None:
             return shortlist.redacts
         asked = _Asked(call)

@@ -5,7 +5,7 @@ Owns that order: what rules deny costs nothing of a limit. Must not know how eit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import attrs
@@ -16,15 +16,26 @@ from kars_plugin_toolpolicy.limits import Limits
 from kars_router.model import CallEnd, Decision, GovernedCall, Ruling
 
 
+def _nothing() -> None:
+    """What is to be done at the end, unless somebody says otherwise."""
+
+
 @frozen
 class PolicyGovernor:
-    """Decides by policies; see `kars_router.hookspecs.Governor`."""
+    """Decides by policies; see `kars_router.hookspecs.Governor`.
+
+    Args:
+        engine: the rules.
+        limits: the limits.
+        closed: called when no call follows.
+    """
 
     # The router refuses policies that no governor says this of.
     enforces_policies: ClassVar[bool] = True
 
     _engine: Engine
     _limits: Limits
+    _closed: Callable[[], None] = _nothing
 
     async def before_call(self, call: GovernedCall) -> Decision | None:
         """Says what the rules say, unless a limit is reached; no checkpoint."""
@@ -38,8 +49,9 @@ class PolicyGovernor:
         return self._limits.release(call, end)
 
     async def aclose(self) -> None:
-        """Writes down what limits have counted."""
+        """Writes down what limits have counted, and lets go of the file."""
         self._limits.save()
+        self._closed()
 
     def explain(self, call: GovernedCall) -> Sequence[Mapping[str, Any]]:
         """Says what became of each rule, for `kars policy test`.

@@ -124,7 +124,7 @@ class Limits:
             None, or a denial by the limit that lasts longest. Its `retry_after` is None if no
             waiting helps, which is so for the budget of a session.
         """
-        limits = self._matching(call)
+        limits = self._matching(call) if self._limits else ()
         if not limits or call.id in self._under_way:
             return None
         now = self._clock()
@@ -161,6 +161,8 @@ class Limits:
         Returns:
             a denial with `result_too_long` if the agent must not get this much; or None.
         """
+        if not self._limits:
+            return None
         taken = self._under_way.pop(call.id, None)
         self._store.slots.free(call.id)
         size = len(end.result or b"") + len(end.error or b"")

@@ -1,25 +1,22 @@
 """Which calls a rule is about: servers, tools, resources, prompts and annotations.
 
-Pure. Owns what a URI may be spelt like, and what an annotation means that a server leaves out.
+Pure. Owns what an annotation means that a server leaves out.
 """
 
 from __future__ import annotations
 
 import enum
-import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import translate
 from typing import Any, Final
-from urllib.parse import unquote
 
 import msgspec
 from attrs import define, field, frozen
 
+from kars_plugin_toolpolicy.uris import aliases, spellings
 from kars_router.config.toolpolicy import AppliesTo, Rule
 from kars_router.model import GovernedCall
-
-_URI: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:(?://[^/?#]*)?)([^?#]*)(.*)\Z", re.DOTALL)
 
 
 class Kind(enum.StrEnum):
@@ -50,6 +47,7 @@ class Subject:
         kind: what it is for; a completion is for the prompt or resource that it names.
         name: the tool, prompt or URI.
         spellings: ways to write the name that a server may take for the same thing.
+        aliases: further ones, which only some servers may.
         hints: the annotations of a tool, those that are left out with the values that MCP gives
             them; empty for anything else.
     """
@@ -59,6 +57,7 @@ class Subject:
     name: str
     spellings: tuple[str, ...]
     hints: Mapping[str, bool] = field(factory=dict)
+    aliases: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, call: GovernedCall) -> Subject:
@@ -69,18 +68,26 @@ class Subject:
         """
         kind = _METHODS.get(call.method) or _completed(call)
         hints = _hints(call.annotations) if kind is Kind.TOOL else {}
-        spellings = _spellings(call.name) if kind is Kind.RESOURCE else (call.name,)
-        return cls(call.server, kind, call.name, spellings, hints)
+        if kind is not Kind.RESOURCE:
+            return cls(call.server, kind, call.name, (call.name,), hints)
+        uri = call.name
+        return cls(call.server, kind, uri, spellings(uri), hints, aliases(uri))
 
 
 class Globs:
-    """Patterns, compiled into one; see `kars_router.config.globs` for what they may be."""
+    """Patterns, compiled into one; see `kars_router.config.globs` for what they may be.
+
+    Args:
+        patterns: the patterns.
+        fold: whether they match in any case.
+    """
 
     __slots__ = ("_match", "any")
 
-    def __init__(self, patterns: Sequence[str]) -> None:
+    def __init__(self, patterns: Sequence[str], *, fold: bool = False) -> None:
         self.any = "*" in patterns
-        self._match = re.compile("|".join(map(translate, patterns)) if patterns else r"(?!)").match
+        pattern = "|".join(map(translate, patterns)) if patterns else r"(?!)"
+        self._match = re.compile(pattern, re.IGNORECASE if fold else 0).match
 
     def some(self, names: Sequence[str]) -> bool:
         """Whether one of the names matches one of the patterns."""
@@ -107,14 +114,19 @@ class Matcher:
         Args:
             rule: the rule.
             permits: whether it lets calls pass. Then every spelling of a name has to match, else
-                one is enough: neither `/srv/../etc` nor `/%65tc` gets past a rule about `/etc`.
+                one is enough, in any case: neither `/srv/../etc` nor `/%65tc` nor `/ETC` gets past
+                a rule about `/etc`.
         """
         named = {
             Kind.TOOL: rule.tools,
             Kind.RESOURCE: rule.resources,
             Kind.PROMPT: rule.prompts,
         }
-        kinds = {kind: Globs(patterns) for kind, patterns in named.items() if patterns}
+        kinds = {
+            kind: Globs(patterns, fold=kind is Kind.RESOURCE and not permits)
+            for kind, patterns in named.items()
+            if patterns
+        }
         return cls(Globs(rule.servers), kinds, dict(rule.annotations), permits)
 
     def mismatch(self, subject: Subject) -> str | None:
@@ -125,8 +137,12 @@ class Matcher:
             globs = self._kinds.get(subject.kind)
             if globs is None:
                 return f"it is not for any {subject.kind}"
-            ask = globs.every if self._permits else globs.some
-            if not ask(subject.spellings):
+            fits = (
+                globs.every(subject.spellings)
+                if self._permits
+                else globs.some((*subject.spellings, *subject.aliases))
+            )
+            if not fits:
                 return f"it is for other {subject.kind}s"
         for hint, wanted in self._hints.items():
             if subject.kind is not Kind.TOOL:
@@ -147,6 +163,10 @@ class Scope:
     def of(cls, applies: AppliesTo) -> Scope:
         """Compiles `appliesTo`; labels are the business of whoever knows sandboxes."""
         return cls(Globs((applies.mcp_server,)), Globs((applies.tool,)))
+
+    def serves(self, server: str) -> bool:
+        """Whether calls to a server can be of it."""
+        return self._servers.some((server,))
 
     def holds(self, subject: Subject) -> bool:
         """Whether a call is of it; a policy for certain tools is not for resources and prompts."""
@@ -179,14 +199,3 @@ def _hints(annotations: Mapping[str, Any]) -> dict[str, bool]:
     hints.setdefault("idempotentHint", False)
     hints.setdefault("openWorldHint", True)
     return hints
-
-
-def _spellings(uri: str) -> tuple[str, ...]:
-    found = {uri: None}
-    for text in (uri, unquote(uri)):
-        found[text] = None
-        whole = _URI.match(text)
-        if whole and "/." in whole[2].replace("\\", "/"):
-            path = posixpath.normpath(whole[2].replace("\\", "/"))
-            found[f"{whole[1]}{path}{whole[3]}"] = None
-    return tuple(found)

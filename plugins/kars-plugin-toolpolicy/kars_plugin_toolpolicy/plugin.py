@@ -7,6 +7,7 @@ what policies mean.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -28,8 +29,9 @@ class ToolPolicyPlugin:
 
     _engine: Engine | None = field(default=None, init=False)
     _policies: tuple[object, ...] = field(default=(), init=False)
-    _store: Store | None = field(default=None, init=False)
-    _state: Path | None = field(default=None, init=False)
+    # More than one if routers with directories of their own share a process.
+    _stores: dict[Path | None, Store] = field(factory=dict, init=False)
+    _users: dict[Path | None, set[object]] = field(factory=dict, init=False)
 
     @hookimpl
     def kars_governors(self, settings: GovernanceSettings) -> Sequence[Governor]:
@@ -42,8 +44,10 @@ class ToolPolicyPlugin:
         if not settings.policies:
             return ()
         engine = self._compiled(settings)
-        limits = Limits(engine.settings, self._opened(settings.state))
-        return (PolicyGovernor(engine, limits),)
+        state, user = settings.state, object()
+        limits = Limits(engine.settings, self._opened(state))
+        self._users.setdefault(state, set()).add(user)
+        return (PolicyGovernor(engine, limits, partial(self._let_go, state, user)),)
 
     @hookimpl
     def kars_transformers(self, settings: GovernanceSettings) -> Sequence[Transformer]:
@@ -56,10 +60,11 @@ class ToolPolicyPlugin:
         return (Redactor(engine.matching),) if engine.redacts else ()
 
     def close(self) -> None:
-        """Closes the store; a later call of a hook opens it again. Nothing the second time."""
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+        """Closes all stores; a later call of a hook opens one again. Nothing the second time."""
+        for store in self._stores.values():
+            store.close()
+        self._stores.clear()
+        self._users.clear()
 
     def _compiled(self, settings: GovernanceSettings) -> Engine:
         # Asked by each of the two hooks; compiling is not for nothing.
@@ -69,7 +74,16 @@ class ToolPolicyPlugin:
         return self._engine
 
     def _opened(self, state: Path | None) -> Store:
-        if self._store is None or state != self._state:
-            self.close()
-            self._store, self._state = Store.open(state and state / STORE), state
-        return self._store
+        store = self._stores.get(state)
+        if store is None:
+            store = self._stores[state] = Store.open(state and state / STORE)
+        return store
+
+    def _let_go(self, state: Path | None, user: object) -> None:
+        """Closes a store that no governor uses any more; what is in memory only stays there."""
+        users = self._users.get(state, set())
+        users.discard(user)
+        store = self._stores.get(state)
+        if state is not None and store is not None and not users:
+            store.close()
+            del self._stores[state]

@@ -39,13 +39,21 @@ class Actions:
     """Patterns of action strings, compiled."""
 
     _globs: Globs
+    _folded: Globs
     _permits: bool
+
+    @classmethod
+    def of(cls, patterns: Sequence[str], *, permits: bool) -> Actions:
+        """Compiles them; see `Matcher.of` for `permits`."""
+        return cls(Globs(patterns), Globs(patterns, fold=True), permits)
 
     def hold(self, subject: Subject) -> bool:
         """Whether they match a call."""
         spelt = tuple(f"{subject.kind}:{each}" for each in subject.spellings)
         if subject.kind is Kind.RESOURCE:
-            return self._globs.every(spelt) if self._permits else self._globs.some(spelt)
+            if self._permits:
+                return self._globs.every(spelt)
+            return self._folded.some((*spelt, *(f"resource:{each}" for each in subject.aliases)))
         # A tool may itself be called `web.fetch`, as if it were the tool fetch of the server web:
         # its plain name is not believed where calls are let through.
         plain = () if self._permits and _qualified(subject.name) else spelt
@@ -186,7 +194,7 @@ class _Reader:
     ) -> None:
         patterns = [action for _, action in actions]
         if patterns:
-            compiled = Actions(Globs(patterns), ruling is Ruling.ALLOW)
+            compiled = Actions.of(patterns, permits=ruling is Ruling.ALLOW)
             self.profile.lines.append(
                 Line(name=label, ruling=ruling, priority=priority, actions=compiled)
             )

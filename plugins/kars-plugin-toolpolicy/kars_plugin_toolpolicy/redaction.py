@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import msgspec
-from attrs import define
+from attrs import define, field
 
 from kars_plugin_toolpolicy import jsonspans
+from kars_plugin_toolpolicy.expressions import Expression, Patience
 from kars_plugin_toolpolicy.jsonspans import LITERAL, Span
 from kars_plugin_toolpolicy.secrets import (
     hide,
@@ -27,11 +28,6 @@ from kars_plugin_toolpolicy.secrets import (
 from kars_plugin_toolpolicy.sightings import Sightings
 from kars_router.config.toolpolicy import Redact, SecretKind
 from kars_router.model import GovernedCall
-
-# Python's expressions can take very long over a long text; they get it in pieces, so that the
-# work grows with the length and no faster. A match across two pieces is found up to the overlap.
-PIECE: Final = 16 << 10
-OVERLAP: Final = 1 << 10
 
 # Values shorter than this are not looked for elsewhere: they would be found by chance.
 _SHORTEST_COPY: Final = 6
@@ -76,6 +72,7 @@ class Redactor:
 
         Raises:
             ValueError: it is no JSON.
+            TooSlowError: its expressions took too long to look for, as in `outgoing`.
         """
         plan = self._plan(call, results=True)
         return body if plan is None else plan.result(body)
@@ -108,7 +105,7 @@ class Plan:
     """
 
     kinds: frozenset[SecretKind]
-    expressions: tuple[re.Pattern[str], ...]
+    expressions: tuple[Expression, ...]
     pointers: tuple[tuple[str, ...], ...]
     _sightings: Sightings
 
@@ -120,7 +117,7 @@ class Plan:
         wanted = frozenset(kinds)
         return cls(
             wanted,
-            tuple(re.compile(each) for each in dict.fromkeys(expressions)),
+            tuple(Expression.compile(each) for each in dict.fromkeys(expressions)),
             tuple(jsonspans.parse_pointer(each) for each in dict.fromkeys(fields)),
             Sightings.of(wanted),
         )
@@ -162,12 +159,14 @@ class _Strings:
         sighted: where secrets may be, sorted.
         copies: values that were taken out by their place, wherever else they stand.
         every: whether every string is looked at, rather than those with a sighting.
+        patience: how long expressions may be looked for.
     """
 
     plan: Plan
     sighted: Sequence[int]
     copies: re.Pattern[str] | None
     every: bool
+    patience: Patience = field(factory=Patience)
 
     def changes(
         self, doc: bytes, part: Span, skipped: Sequence[Span]
@@ -206,7 +205,8 @@ class _Strings:
         if self.copies is not None:
             text = self.copies.sub(label("field"), text)
         for expression in self.plan.expressions:
-            text = replace(text, ((span, "expression") for span in _search(expression, text)))
+            spans = expression.within(text, self.patience)
+            text = replace(text, ((span, "expression") for span in spans))
         return text
 
     def _nested(self, text: str) -> str:
@@ -259,10 +259,3 @@ def _copies(doc: bytes, fields: Iterable[Span]) -> re.Pattern[str] | None:
             values.add(jsonspans.text_of(doc[start:end]))
     long = sorted((each for each in values if len(each) >= _SHORTEST_COPY), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, long[:_MOST_COPIES]))) if long else None
-
-
-def _search(expression: re.Pattern[str], text: str) -> Iterator[Span]:
-    for begin in range(0, max(1, len(text)), PIECE):
-        for match in expression.finditer(text, begin, begin + PIECE + OVERLAP):
-            if match.end() > match.start():
-                yield match.span()

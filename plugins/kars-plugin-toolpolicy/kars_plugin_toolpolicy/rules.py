@@ -12,6 +12,7 @@ from typing import Final
 from attrs import define, evolve, field, frozen
 
 from kars_plugin_toolpolicy.conditions import Condition, ConditionError
+from kars_plugin_toolpolicy.expressions import Expression, ExpressionError
 from kars_plugin_toolpolicy.matching import Matcher, Scope, Subject
 from kars_plugin_toolpolicy.profile import Line, Profile, read_profile
 from kars_plugin_toolpolicy.schemas import Schema, SchemaError
@@ -154,6 +155,7 @@ class _Compiler:
     def _rule(self, rule: Rule, name: str, policy: str, path: Path) -> CompiledRule:
         ruling = _RULINGS.get(rule.effect)
         matcher = Matcher.of(rule, permits=ruling is Ruling.ALLOW)
+        self._expressions(rule.redact, path)
         return CompiledRule(
             name=f"{policy}/{name}",
             priority=rule.priority,
@@ -165,6 +167,14 @@ class _Compiler:
             terms=_terms(rule.approval),
             redact=rule.redact if ruling is None else None,
         )
+
+    def _expressions(self, redact: Redact, path: Path) -> None:
+        for index, source in enumerate(redact.expressions):
+            try:
+                Expression.compile(source)
+            except ExpressionError as error:
+                place = (*path, "redact", "expressions", index)
+                self.problems.append(Problem(place, str(error)))
 
     def _condition(self, source: str | None, path: Path) -> Condition | None:
         if source is None:

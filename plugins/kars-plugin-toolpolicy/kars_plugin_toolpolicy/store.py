@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import sqlite3
 import threading
 from collections import OrderedDict
@@ -168,6 +169,8 @@ class Store:
                 with self._lock:
                     self._changed |= keys
             else:
+                if self.failure:
+                    _log.warning("the counters of limits are written again")
                 self.failure = ""
 
     def close(self) -> None:
@@ -217,6 +220,8 @@ class Store:
     def _load(self) -> None:
         assert self._connection is not None
         for raw, value, at, expires, minted in self._connection.execute(_SELECT):
+            if not all(map(math.isfinite, (value, at, expires))):
+                raise ValueError("a counter that is no number")
             self._counters[_key.decode(raw)] = Counter(value, at, expires, bool(minted))
         self._sweep_at = len(self._counters) + _SWEEP_EVERY
 

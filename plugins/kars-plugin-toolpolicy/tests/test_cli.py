@@ -112,7 +112,8 @@ def test_the_table_shows_verdict_rule_and_trace(
         "  decided by: toolpolicy",
     ]
     assert "toolpolicy: held for approval" in lines
-    assert lines[-1].split() == ["files/write", "approve", "yes"]
+    # Other plugins may have governors of their own.
+    assert ["files/write", "approve", "yes"] in [line.split() for line in lines]
 
 
 def test_a_mistake_that_only_the_compiler_finds_is_told_with_its_place(

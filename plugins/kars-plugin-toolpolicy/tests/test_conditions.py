@@ -9,13 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from attrs import evolve
 from kars_plugin_toolpolicy.bounds import DEEPEST, LARGEST, LONGEST, measure
-from kars_plugin_toolpolicy.conditions import (
-    Condition,
-    ConditionError,
-    ConditionFailed,
-    variables,
-)
+from kars_plugin_toolpolicy.conditions import Condition, ConditionError, ConditionFailed
 from kars_plugin_toolpolicy.testing import call
 
 ARGS = {
@@ -32,7 +28,7 @@ ARGS = {
 
 def ask(source: str, args: dict[str, Any] | None = None, **more: Any) -> bool:
     asked = call(tool="fetch", args=ARGS if args is None else args, **more)
-    return Condition.compile(source).holds(variables(asked, asked.arguments))
+    return Condition.compile(source).holds(asked)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +167,8 @@ def test_names_in_literals_and_comments_are_none(source: str) -> None:
         ("size(args) > 0", True),
         ("tool == 'args'", False),
         ("agent.id == '' // args", False),
-        ("has(annotations.args)", False),
+        ("has(annotations.arg)", False),
+        (".args.x == 1", True),
     ],
 )
 def test_whether_arguments_are_read_is_known(source: str, *, reads: bool) -> None:
@@ -245,9 +242,9 @@ def test_a_pattern_takes_linear_time() -> None:
     ids=["large", "small", "half a character", "half a character in a name", "no JSON"],
 )
 def test_a_value_that_cel_has_no_room_for_is_no_answer(args: dict[str, Any]) -> None:
-    asked = call(tool="a")
+    asked = evolve(call(tool="a"), arguments=args)
     with pytest.raises(ConditionFailed):
-        Condition.compile("args.x == 1 || args.x != 1").holds(variables(asked, args))
+        Condition.compile("args.x == 1 || args.x != 1").holds(asked)
 
 
 def test_what_is_said_of_a_failure_quotes_nothing_of_the_call() -> None:
@@ -283,3 +280,72 @@ def test_arguments_have_bounds(within: dict[str, Any], over: dict[str, Any], cla
 def test_params_have_a_bound_before_anything_is_counted() -> None:
     assert measure({}, b" " * LONGEST).beyond is None
     assert "KiB" in str(measure({}, b" " * (LONGEST + 1)).beyond)
+
+
+@pytest.mark.parametrize(
+    ("source", "needs"),
+    [
+        ("has(args.url) && args.url == 'x'", "url"),
+        (" has( args . url )&&tool == 'a' && args.n > 1", "url"),
+        ("has(args.url) && args.url == '||?'", "url"),
+        ("has(args.url) && args.url == 'x' || tool == 'fetch'", None),
+        ("has(args.url) && args.url == 'x' ? false : true", None),
+        ("!has(args.url) && tool == 'fetch'", None),
+        ("has(args.o.url) && tool == 'fetch'", None),
+        ("has(args.url) == false", None),
+        ("(has(args.url) && false) == false", None),
+    ],
+)
+def test_an_argument_that_has_to_be_there_is_looked_for_first(source: str, needs: str) -> None:
+    condition = Condition.compile(source)
+    assert condition.needs == needs
+    # Whatever is known beforehand, the answer is what the expression says of such a call.
+    asked = call(tool="fetch", args={"o": {}, "n": 2})
+    assert condition.holds(asked) is Condition.compile(f"({source}) && true").holds(asked)
+
+
+def test_an_answer_is_remembered_for_the_one_it_is_about() -> None:
+    condition = Condition.compile(
+        "agent.subject == 'ada' && 'w' in agent.scopes && tool == 'fetch'"
+    )
+    ada = call(tool="fetch", subject="ada", scopes=["w"])
+    for _ in range(2):
+        assert condition.holds(ada)
+        assert not condition.holds(evolve(ada, subject="bob"))
+        assert not condition.holds(evolve(ada, scopes=("r",)))
+        assert not condition.holds(evolve(ada, name="push"))
+        assert not condition.holds(evolve(ada, method="prompts/get"))
+    by_client = Condition.compile("agent.client == 'a' || agent.id == 'agent-2' || server == 's'")
+    for _ in range(2):
+        assert not by_client.holds(ada)
+        assert by_client.holds(evolve(ada, client="a"))
+        assert by_client.holds(evolve(ada, agent="agent-2"))
+        assert by_client.holds(evolve(ada, server="s"))
+
+
+def test_a_variable_is_found_however_it_is_written() -> None:
+    for source in (".args.i == 5", ". args.i == 5", "\nargs\n.i == 5", ".agent.id == 'agent-1'"):
+        assert ask(source), source
+
+
+def test_what_may_differ_between_two_calls_is_asked_of_each() -> None:
+    time = Condition.compile("now.getHours() == 12")
+    hint = Condition.compile("has(annotations.readOnlyHint)")
+    args = Condition.compile("size(args) == 1")
+    asked = call(tool="fetch")
+    assert time.holds(asked)
+    assert not time.holds(evolve(asked, time=asked.time + 3600))
+    assert not hint.holds(asked)
+    assert hint.holds(evolve(asked, annotations={"readOnlyHint": True}))
+    assert not args.holds(asked)
+    assert args.holds(evolve(asked, arguments={"a": 1}))
+
+
+def test_only_so_many_answers_are_remembered() -> None:
+    condition = Condition.compile("name != ''")
+    for number in range(3000):
+        assert condition.holds(call(prompt=f"p{number}"))
+    assert condition.holds(call(prompt="p" * 5000))
+    kept = condition._answers or {}
+    assert 0 < len(kept) <= 1024
+    assert all(len(str(key)) < 2000 for key in kept)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from kars_plugin_toolpolicy import plugin
 from kars_plugin_toolpolicy.plugin import STORE, ToolPolicyPlugin
 from kars_plugin_toolpolicy.testing import call, policies, said
 
-from kars_router.errors import ConfigError
+from kars_router.errors import ConfigError, PluginError
 from kars_router.hookspecs import GovernanceSettings
 from kars_router.plugins import Plugins
 
@@ -28,7 +29,8 @@ def test_its_hooks_are_those_of_the_router() -> None:
 
 async def test_the_router_asks_it() -> None:
     settings = GovernanceSettings(policies=policies({"name": "p"}))
-    [governor] = Plugins.load().governors(settings)
+    governors = Plugins.load().governors(settings)
+    [governor] = [each for each in governors if each.plugin == "toolpolicy"]
     decision = await governor.before_call(call(tool="a"), seconds=1)
     assert said(decision) == "deny p/default"
     assert decision is not None
@@ -84,3 +86,59 @@ async def test_what_was_counted_outlives_the_process(tmp_path: Path) -> None:
     assert denied is not None
     assert denied.code == "rate_limited"
     made.close()
+
+
+def held_open(directory: Path) -> int:
+    """How many descriptors of this process are files of a directory."""
+    found = [os.path.realpath(each) for each in Path("/proc/self/fd").iterdir()]
+    return sum(each.startswith(f"{directory}/") for each in found)
+
+
+async def test_a_store_is_closed_when_the_last_one_has_let_go_of_it(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    made = ToolPolicyPlugin()
+    [here] = made.kars_governors(GovernanceSettings(policies=policies(ALLOWS), state=first))
+    [again] = made.kars_governors(GovernanceSettings(policies=policies(REDACTS), state=first))
+    [there] = made.kars_governors(GovernanceSettings(policies=policies(ALLOWS), state=second))
+    assert held_open(first)
+    await here.aclose()
+    await here.aclose()
+    assert held_open(first)
+    await again.aclose()
+    assert not held_open(first)
+    # The other router goes on counting, and in its own file.
+    for number in "12":
+        assert said(await there.before_call(call(tool="a", id=number))) == "allow p/default"
+    await there.aclose()
+    assert not held_open(second)
+    [there] = made.kars_governors(GovernanceSettings(policies=policies(ALLOWS), state=second))
+    assert "rate_limited" in said(await there.before_call(call(tool="a", id="3")))
+    [here] = made.kars_governors(GovernanceSettings(policies=policies(ALLOWS), state=first))
+    assert said(await here.before_call(call(tool="a", id="4"))) == "allow p/default"
+    made.close()
+    assert not held_open(tmp_path)
+
+
+async def test_what_is_counted_in_memory_outlives_a_while_without_policies() -> None:
+    made = ToolPolicyPlugin()
+    settings = GovernanceSettings(policies=policies(ALLOWS))
+    [before] = made.kars_governors(settings)
+    for number in "12":
+        await before.before_call(call(tool="a", id=number))
+    assert made.kars_governors(GovernanceSettings()) == ()
+    await before.aclose()
+    [after] = made.kars_governors(settings)
+    assert "rate_limited" in said(await after.before_call(call(tool="a", id="3")))
+
+
+async def test_a_directory_that_cannot_be_used_leaves_the_one_in_use_alone(tmp_path: Path) -> None:
+    made = ToolPolicyPlugin()
+    good, bad = tmp_path / "good", tmp_path / "file"
+    bad.write_text("")
+    [governor] = made.kars_governors(GovernanceSettings(policies=policies(ALLOWS), state=good))
+    with pytest.raises(PluginError):
+        made.kars_governors(GovernanceSettings(policies=policies(ALLOWS), state=bad))
+    await governor.before_call(call(tool="a", id="1"))
+    assert held_open(good)
+    await governor.aclose()
+    assert not held_open(tmp_path)

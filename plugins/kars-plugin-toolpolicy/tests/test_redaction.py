@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from kars_plugin_toolpolicy.jsonspans import LITERAL, resolve
-from kars_plugin_toolpolicy.redaction import OVERLAP, PIECE, Redactor
+from kars_plugin_toolpolicy.redaction import Redactor
 
 from kars_router.config.toolpolicy import Redact, SecretKind
 from kars_router.model import GovernedCall
@@ -185,23 +184,11 @@ def test_expressions_are_looked_for_in_what_strings_say() -> None:
     }
 
 
-def test_expressions_get_long_texts_in_pieces() -> None:
-    for place in (0, PIECE - 5, PIECE + OVERLAP - 10, 3 * PIECE - 1, 4 * PIECE):
-        text = "x" * place + "-needle-" + "x" * (5 * PIECE - place)
-        cleaned = result({"t": text}, kinds=(), expressions=("-needle-",))
-        assert cleaned["t"] == text.replace("-needle-", "[redacted:expression]")
-
-
-def test_an_expression_that_squares_stays_bounded_by_the_pieces() -> None:
-    slow = Redact(kinds=(), expressions=("x+y",))
-
-    def seconds(pieces: int) -> float:
-        raw = json.dumps({"t": "x" * (pieces * 4096)}).encode()
-        begun = time.process_time()
-        incoming(raw, slow)
-        return time.process_time() - begun
-
-    assert seconds(32) < 0.1 + 20 * seconds(4)
+def test_expressions_are_found_anywhere_in_a_long_text() -> None:
+    for place in (0, 16_379, 17_398, 49_151, 65_536):
+        text = "x" * place + "-need" + "l" * 3000 + "e-" + "\u00e4" * 40_000 + "-"
+        cleaned = result({"t": text}, kinds=(), expressions=("-needl+e-",))
+        assert cleaned["t"] == "x" * place + "[redacted:expression]" + "\u00e4" * 40_000 + "-"
 
 
 def test_fields_lose_whatever_they_hold() -> None:

@@ -229,3 +229,38 @@ def test_what_has_expired_is_forgotten_also_in_the_file(tmp_path: Path) -> None:
     assert len(store) < 2100
     store.close()
     assert rows(path) < 2100
+
+
+@pytest.mark.parametrize("value", ["9e999", "'much'", "x'00'"])
+def test_a_counter_that_is_no_number_is_damage(
+    tmp_path: Path, value: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "limits.sqlite3"
+    store = Store.open(path)
+    store.put(ONE, Counter(1, 2, LATER), 0)
+    store.close()
+    with sqlite3.connect(path) as other:
+        other.execute(f"UPDATE counters SET at = {value}")
+    other.close()
+    again = Store.open(path)
+    assert again.get(ONE) is None
+    assert "is damaged" in caplog.text
+    again.close()
+
+
+def test_writing_that_works_again_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "limits.sqlite3"
+    store = Store.open(path, delay=60)
+    assert store._connection is not None
+    # What a full disk does to SQLite: no page more than there are.
+    pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
+    store._connection.execute(f"PRAGMA max_page_count={pages}")
+    for number in range(2000):
+        store.put((f"{number}" * 10,), Counter(1, 0, LATER), 0)
+    store.save()
+    assert "full" in store.failure
+    store._connection.execute("PRAGMA max_page_count=100000")
+    store.save()
+    assert caplog.text.count("written again") == 1
+    store.close()
+    assert rows(path) == 2000

@@ -86,6 +86,39 @@ def test_a_torn_line_is_cut_off_and_that_is_recorded(tmp_path: Path, before: int
         assert [row["cut"] for row in rows(tmp_path) if row["event"] == "recovered"] == [size]
 
 
+@pytest.mark.parametrize("rest", [b"\x1b[31m\xff", b'{"seq":1,"time":"', b"{}", b"\0 \0"])
+def test_what_is_not_the_beginning_of_the_next_record_was_not_torn(
+    tmp_path: Path, rest: bytes
+) -> None:
+    journal = opened(tmp_path)
+    whole_call(journal, "c1")
+    journal.close()
+    path = tmp_path / "audit.jsonl"
+    before = path.read_bytes() + rest
+    path.write_bytes(before)
+    fault = checked(tmp_path).fault
+    assert fault is not None
+    assert fault.line == before.count(b"\n") + 1
+    # It is evidence of something, so it is not removed.
+    with pytest.raises(UserError, match=f"broken at line {fault.line}"):
+        opened(tmp_path)
+    assert path.read_bytes() == before
+
+
+def test_zeros_at_the_end_are_what_a_machine_leaves_that_was_switched_off(tmp_path: Path) -> None:
+    journal = opened(tmp_path)
+    journal.accepted(call("c1"), ALLOW)
+    killed(journal)
+    path = tmp_path / "audit.jsonl"
+    whole = path.read_bytes()
+    last = whole.splitlines(keepends=True)[-1]
+    for left in (whole + bytes(1000), whole[: 30 - len(last)] + bytes(500)):
+        path.write_bytes(left)
+        assert (checked(tmp_path).fault, checked(tmp_path).torn >= 500) == (None, True)
+        opened(tmp_path).close()
+        assert (checked(tmp_path).fault, checked(tmp_path).torn) == (None, 0)
+
+
 def test_a_first_line_that_is_torn_begins_a_new_chain(tmp_path: Path) -> None:
     opened(tmp_path).close()
     path = tmp_path / "audit.jsonl"

@@ -138,6 +138,26 @@ async def test_a_sink_that_fails_loses_its_own_records_only(
     journal.close()
 
 
+async def test_a_record_that_cannot_be_decoded_costs_nobody_the_router(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    journal, metrics = metered(tmp_path)
+    sink = Sink()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(journal.run, [("sink", sink)])
+        await wait_all_tasks_blocked()
+        # Deeper than any decoder goes; what makes records does not let this happen.
+        deep = msgspec.Raw(b"[" * 5000 + b"]" * 5000)
+        journal._pass_on(msgspec.json.encode({"event": "note", "fields": deep}))
+        await wait_all_tasks_blocked()
+        assert dropped(metrics, "sink") == 1
+        journal.note("after")
+        await wait_all_tasks_blocked()
+        assert sink.records[-1]["note"] == "after"
+        nursery.cancel_scope.cancel()
+    journal.close()
+
+
 async def test_a_sink_that_hangs_is_given_up(tmp_path: Path, autojump_clock: MockClock) -> None:
     journal, metrics = metered(tmp_path)
     stuck = Sink(gate=trio.Event())

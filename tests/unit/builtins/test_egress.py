@@ -4,6 +4,7 @@ from typing import Any
 
 from kars_router import egress
 from kars_router.builtins.egress import kars_egress_rules
+from kars_router.config.auth import OAuth
 from kars_router.model import ServerInfo
 
 PLACE = egress.Place(
@@ -37,6 +38,28 @@ def test_the_networks_of_the_server_are_opened() -> None:
     found = kars_egress_rules(server=server, place=egress.Place(), rules=[])
     assert found is not None
     assert found[0]["to"] == [{"ipBlock": {"cidr": "10.2.0.0/16"}}]
+
+
+def test_where_tokens_come_from_is_opened_too() -> None:
+    oauth = OAuth(issuer="https://idp.corp.example:8443/a", allowed_networks=("10.3.0.0/16",))
+    server = ServerInfo(name="s", url="https://mcp.corp.example", oauth=oauth)
+    found = kars_egress_rules(server=server, place=egress.Place(), rules=[OTHER])
+    explained = egress.explain(oauth.issuer or "", networks=oauth.allowed_networks)
+    assert found == [OTHER, explained.rule]
+    inside = ServerInfo(
+        name="s",
+        url="http://db.tools.svc.k8s.example",
+        oauth=OAuth(issuer="https://idp.auth.svc.k8s.example"),
+    )
+    both = kars_egress_rules(server=inside, place=PLACE, rules=[])
+    assert both is not None
+    assert [egress.summary(rule) for rule in both] == [
+        "namespace tools pods in=tools,is=db, TCP 8080",
+        "namespace auth, TCP 443",
+    ]
+    # Without an issuer only the server knows, which is not asked.
+    asks = ServerInfo(name="s", url="https://mcp.corp.example", oauth=OAuth())
+    assert kars_egress_rules(server=asks, place=egress.Place(), rules=[]) is None
 
 
 def test_what_needs_no_rule() -> None:

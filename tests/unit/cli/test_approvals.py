@@ -96,7 +96,7 @@ async def test_a_call_is_denied(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "env", "status", "said"),
     [
-        (["list"], {"KARS_ADMIN_TOKEN": "a token that is wrong"}, 1, "show the admin token"),
+        (["list"], {"KARS_ADMIN_TOKEN": "a token that is wrong"}, 1, "with --token-file, or set"),
         (["list"], {"KARS_STATE_DIR": "elsewhere"}, 1, "name the file with --token-file"),
         (["list", "--token-file", "none"], {}, 1, "none cannot be read"),
         (["approve", "../x"], {}, 2, "is no approval's id"),

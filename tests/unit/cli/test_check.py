@@ -34,6 +34,20 @@ def test_a_valid_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert kars(capsys, "my.yaml") == (0, "my.yaml: valid, 2 servers\n", "")
 
 
+def test_a_token_of_agents_that_is_not_there_yet(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "my.yaml").write_text(f"{GOOD}agentAuth: {{tokenFromFile: tok}}\n")
+    status, out, _ = kars(capsys, "my.yaml")
+    assert (status, out.splitlines()[1]) == (
+        0,
+        f"warning: agentAuth.tokenFromFile: {place / 'tok'} is not there; the router does not "
+        "start without it",
+    )
+    (place / "tok").write_text("s3cret")
+    assert kars(capsys, "my.yaml") == (0, "my.yaml: valid, 2 servers\n", "")
+
+
 def test_which_file_is_meant(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

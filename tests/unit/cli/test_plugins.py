@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 
@@ -35,6 +36,23 @@ def test_a_blocked_plugin_is_not_listed(place: Path, capsys: pytest.CaptureFixtu
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()].count("loss") == 0
 
 
+def test_a_broken_plugin_is_listed_with_its_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Point:
+        name = "mine"
+        dist = None
+
+        def load(self) -> object:
+            raise ImportError("no module named x")
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: [Point()])
+    assert main(["plugins"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == (
+        "mine broken: ImportError('no module named x')".split()
+    )
+
+
 def test_a_file_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plugins", "-c", "none.yaml"]) == 1
     assert capsys.readouterr().err == "kars: there is no file none.yaml\n"
@@ -43,7 +61,11 @@ def test_a_file_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("plugins", "sentence"),
     [
-        ("{required: [nope]}", "plugin nope is required but not installed"),
+        (
+            "{required: [nope]}",
+            "plugin nope is required but not installed; install it, or take it out of "
+            "plugins.required",
+        ),
         ("{options: {nope: {a: 1}}}", "plugins.options names nope, which is not installed"),
     ],
 )

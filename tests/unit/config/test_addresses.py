@@ -5,6 +5,7 @@ import pytest
 from kars_router.config.addresses import (
     Address,
     hide_query,
+    is_secure,
     parse_host,
     parse_listen,
     parse_origin,
@@ -69,6 +70,8 @@ def test_where_nobody_can_listen(text: str, why: str) -> None:
         "http://playwright-mcp.kars-mcp.svc.cluster.local.:8931/mcp",
         "http://under_score:1/",
         "https://bücher.example/mcp",
+        "https://BÜCHER。example./mcp",
+        "http://[fe80::1%eth0]:80/mcp",
         "ws://h/mcp",
         "HTTP://h/mcp",
         "http://h/a@b",
@@ -98,6 +101,15 @@ def test_urls_of_servers(url: str) -> None:
         ("http://h:port/", "1 to 65535"),
         ("http://[::1/", "host or its port"),
         ("http://[v1.x]/", "host"),
+        ("http://a[::1]/", "name a host"),
+        ("http://[::1]a/", "name a host"),
+        ("http://[::1]1:80/", "name a host"),
+        # What nobody could look up, and addresses that do not look like any.
+        ("http://\uff11\uff12\uff17.0.0.1/", "name a host"),
+        ("http://127。0。0。1/", "name a host"),
+        ("http://a.①/", "name a host"),
+        (f"http://{'é' * 70}/", "name a host"),
+        (f"http://h/{'a' * 8192}", "longer than 8192"),
         ("http://user:secret@h/", "bearerFromEnv"),
         ("http://secret@h/", "bearerFromEnv"),
         ("http://@h/", "bearerFromEnv"),
@@ -112,6 +124,17 @@ def test_urls_that_are_refused_without_being_repeated(url: str, why: str) -> Non
     with pytest.raises(ValueError, match=why) as caught:
         parse_url(url)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost.", "a.LOCALHOST", "127.0.0.9", "[::1]"])
+def test_what_is_said_without_tls_to_this_machine_is_safe(host: str) -> None:
+    assert is_secure(f"http://{host}:80/keys")
+
+
+@pytest.mark.parametrize("host", ["h", "localhost.example", "10.0.0.1", "127.0.0.1.example"])
+def test_what_is_said_without_tls_to_others_is_not_safe(host: str) -> None:
+    assert not is_secure(f"http://{host}/keys")
+    assert is_secure(f"https://{host}/keys")
 
 
 def test_queries_are_hidden() -> None:

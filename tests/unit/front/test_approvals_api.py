@@ -226,3 +226,49 @@ async def test_policies_that_nobody_enforces_are_refused() -> None:
     with pytest.raises(UserError, match="install kars-plugin-toolpolicy"):
         async with open_router(config, serve=False):
             pass
+
+
+@pytest.mark.usefixtures("_token")
+async def test_a_disk_that_fails_is_said_and_decides_nothing(bench: Bench) -> None:
+    bench.router.holder._store._db.execute("DROP TABLE approvals")
+    for response in (
+        await bench.admin.get(PATH, headers=SHOWN),
+        await bench.admin.get(f"{PATH}?all=true", headers=SHOWN),
+        await bench.admin.post(f"{PATH}/x", json={"decision": "approve"}, headers=SHOWN),
+    ):
+        assert response.status_code == 503
+        assert "cannot read or keep" in response.json()["error"]
+        assert "table" not in response.text
+
+
+@pytest.mark.usefixtures("_token")
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("127.0.0.1:9090", "http://127.0.0.1:9090", 409),
+        ("[::1]:9090", "http://[::1]:9090", 409),
+        ("10.1.2.3:9090", "http://10.1.2.3:9090", 409),
+        ("localhost:9090", "http://localhost:9090", 409),
+        ("127.0.0.1:9090", "http://127.0.0.1:9091", 403),
+        ("10.1.2.3:9090", "http://10.1.2.4:9090", 403),
+        ("127.0.0.1:9090", "null", 403),
+        ("127.0.0.1:9090", "https://evil.test", 403),
+        ("evil.test:9090", "http://evil.test:9090", 403),
+        ("evil.test:9090", "", 421),
+    ],
+)
+async def test_a_page_may_post_only_where_it_came_from(
+    bench: Bench, host: str, origin: str, status: int
+) -> None:
+    headers = {**SHOWN, "host": host, **({"origin": origin} if origin else {})}
+    body = {"decision": "approve"}
+    response = await bench.admin.post(f"{PATH}/none", json=body, headers=headers)
+    assert response.status_code == status
+
+
+@pytest.mark.usefixtures("_token")
+@pytest.mark.parametrize(("path", "allowed"), [("", "GET, HEAD"), ("/x", "POST")])
+async def test_a_wrong_method_names_the_right_ones(bench: Bench, path: str, allowed: str) -> None:
+    response = await bench.admin.options(PATH + path, headers=SHOWN)
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)
+    assert "access-control-allow-origin" not in response.headers

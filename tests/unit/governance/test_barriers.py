@@ -158,3 +158,16 @@ def test_a_plugin_that_cannot_make_its_transformers_lets_nothing_pass() -> None:
         transformer.outgoing(CALL)
     with pytest.raises(TransformError):
         transformer.incoming(CALL, b"{}")
+
+
+async def test_a_ruling_by_its_name_is_that_ruling() -> None:
+    no: Any = "deny"
+    governor = GuardedGovernor("mine", Scripted(Decision(ruling=no), Decision(ruling=no)))
+    for said in (
+        await governor.before_call(CALL, seconds=1),
+        await governor.after_call(CALL, END, seconds=1),
+    ):
+        assert said is not None
+        assert said.ruling is Ruling.DENY
+    with pytest.raises(ValueError, match="maybe"):
+        Decision(ruling="maybe")

@@ -85,6 +85,8 @@ def test_token_exchange_of_a_client_without_a_secret() -> None:
         ({"expires_in": [1]}, None),
         ({"expires_in": "soon"}, None),
         ({"expires_in": float("inf")}, None),
+        ({"expires_in": float("nan")}, None),
+        ({"expires_in": 10**400}, None),
     ],
 )
 def test_a_token_and_its_lifetime(given: dict[str, Any], lifetime: float | None) -> None:
@@ -106,6 +108,7 @@ def test_a_token_and_its_lifetime(given: dict[str, Any], lifetime: float | None)
         (200, {"access_token": "x"}, "of the type unknown", ""),
         (200, GOOD | {"expires_in": 0}, "already expired", ""),
         (200, GOOD | {"expires_in": -5}, "already expired", ""),
+        (200, GOOD | {"expires_in": -(10**400)}, "already expired", ""),
         (200, {"error": "invalid_client"}, "check the client's identifier", ""),
         (401, {"error": "invalid_client"}, "refused: invalid_client", ""),
         (400, {"error": "invalid_scope"}, "ask for scopes", "scopes"),
@@ -157,3 +160,27 @@ def test_nothing_of_a_secret_is_ever_shown() -> None:
         assert secret not in shown
     assert "(who is ?]0;***? and ***?xxx" in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        GOOD | {"error": "invalid_client", "error_description": "got {}"},
+        GOOD | {"token_type": "{}"},
+        GOOD | {"issued_token_type": "{}"},
+    ],
+    ids=["description", "token type", "issued type"],
+)
+def test_a_secret_is_not_shown_in_any_form_in_which_it_was_sent(content: dict[str, str]) -> None:
+    secrets = Secrets(
+        client_id="me", client_secret="p@ss/w+rd==", subject_token="ey.subject.token="
+    )
+    _, headers = grants.request(EXCHANGE, secrets, scopes=(), resource="")
+    sent = ["p@ss/w+rd==", "p%40ss%2Fw%2Brd%3D%3D", headers["authorization"].split()[1]]
+    for each in (*sent, "ey.subject.token=", "ey.subject.token%3D", GOOD["access_token"]):
+        answer = {name: value.format(each) for name, value in content.items()}
+        with pytest.raises(TokenError) as caught:
+            grants.read(EXCHANGE, secrets, Document(200, answer, 0.0))
+        shown = str(caught.value)
+        assert each not in shown
+        assert "***" in shown

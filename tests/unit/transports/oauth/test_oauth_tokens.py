@@ -239,6 +239,13 @@ async def test_files_that_are_no_secrets(content: bytes, tmp_path: Path) -> None
         await source.get()
 
 
+async def test_a_name_that_no_file_has() -> None:
+    path = Path("a\0b")
+    source = new_source(new_world(), client_secret_from_env=None, client_secret_from_file=path)
+    with pytest.raises(TokenError, match="cannot be read: ValueError"):
+        await source.get()
+
+
 async def test_a_variable_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SECRET")
     with pytest.raises(TokenError, match="the variable SECRET is empty or not set") as caught:
@@ -336,6 +343,23 @@ async def test_scopes_that_a_server_asks_for_are_added(autojump_clock: MockClock
     await source.get()
     asked = [form["scope"] for form in world.forms()]
     assert asked == ["read", "read write", "read write admin", "read write admin"]
+
+
+async def test_a_server_that_makes_up_scopes_does_not_cost_a_request_for_each_call() -> None:
+    world = new_world()
+
+    def grant(asked: Asked) -> Answer:
+        if "made-up" in asked.form.get("scope", ""):
+            return Answer(status=400, json={"error": "invalid_scope"})
+        return world.issue(asked)
+
+    world.rules[TOKEN_URL] = grant
+    source = new_source(world, scopes=("read",))
+    await source.get()
+    for number in range(100):
+        said = SHORT.format(f"made-up-{number}")
+        assert await renewed(source, "token-1", 403, said) == "token-1"
+    assert len(world.forms()) <= 40
 
 
 async def test_scopes_that_are_not_granted_cost_nothing_else(autojump_clock: MockClock) -> None:

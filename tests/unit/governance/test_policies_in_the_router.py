@@ -1,0 +1,122 @@
+"""The plugin for policies in a whole router: what an agent cannot get around."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from agent_kit import CALL, open_bench
+from kars_router.config.load import build
+from kars_router.testing import RpcError
+
+pytest.importorskip("kars_plugin_toolpolicy")
+
+SECRET = "ghp_aB3dE5fG7hJ9kL1mN2pQ4rS6tU8vW0xYzAbC"  # noqa: S105 - nobody's
+ONE_AT_A_TIME = {
+    "name": "p",
+    "default": "allow",
+    "rules": [{"name": "ask", "effect": "approve", "tools": ["counter"]}],
+    "rateLimits": [{"name": "one", "concurrency": 1}],
+}
+
+
+def code(result: Any) -> str:
+    return str(result["_meta"][CALL]["code"])
+
+
+async def test_the_slot_of_a_call_that_is_cancelled_while_it_is_held_is_free_again(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_bench(policies=[ONE_AT_A_TIME]) as bench:
+        agent = await bench.connect()
+        for _ in range(3):
+            with trio.move_on_after(1):
+                await agent.call("box__counter")
+            await bench.router.operations_idle() if hasattr(
+                bench.router, "operations_idle"
+            ) else None
+            with trio.fail_after(30):
+                while not await passes(agent):
+                    await trio.sleep(0.1)
+
+
+async def passes(agent: Any) -> bool:
+    result = await agent.call("box__echo")
+    if not result.get("isError"):
+        return True
+    assert code(result) == "too_many_calls"
+    return False
+
+
+async def test_a_reload_while_a_call_runs_neither_frees_nor_keeps_its_slot(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_bench(policies=[ONE_AT_A_TIME]) as bench:
+        agent, other = await bench.connect(), await bench.connect()
+        governance = bench.router.governance
+        changed = build(
+            {
+                "servers": {"box": {"url": "http://box.test/mcp", "allowedTools": ["*"]}},
+                "policies": [ONE_AT_A_TIME, {"name": "q", "default": "allow"}],
+            }
+        ).policies
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: agent.call("box__slow", seconds=5))
+            await bench.server.wait_until(lambda: len(bench.server.requests("tools/call")) == 1)
+            await governance.adopt(governance.prepare(changed))
+            refused = await other.call("box__echo")
+            assert code(refused) == "too_many_calls"
+        assert await passes(other)
+
+
+async def test_a_spent_budget_stays_spent_in_the_next_router(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    policy = {"default": "allow", "budgets": [{"name": "two", "calls": 2}]}
+    for expected in (["", ""], ["budget_spent"]):
+        async with open_bench(policies=[policy], state=tmp_path) as bench:
+            agent = await bench.connect()
+            results = [await agent.call("box__echo") for _ in expected]
+        got = [code(each) if each.get("isError") else "" for each in results]
+        assert got == expected
+
+
+async def test_a_second_session_and_another_spelling_get_past_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    policy = {
+        "rules": [{"effect": "allow", "tools": ["echo"], "when": "size(args) == 0"}],
+        "budgets": [{"name": "two", "calls": 2}],
+    }
+    async with open_bench(policies=[policy]) as bench:
+        for number in range(3):
+            agent = await bench.connect()
+            result = await agent.call("box__echo")
+            assert bool(result.get("isError")) is (number == 2)
+        agent = await bench.connect("/mcp/box")
+        assert code(await agent.call("echo")) == "budget_spent"
+        assert code(await agent.call("counter")) == "denied"
+        assert code(await agent.call("echo", n=1)) == "denied"
+        for name in ("Echo", "echo ", "\uff45cho", "box__echo\u200b", "box..echo"):
+            with pytest.raises(RpcError):
+                await agent.call(name)
+        assert len(bench.server.requests("tools/call")) == 2
+
+
+async def test_a_secret_is_taken_out_of_results_and_errors(autojump_clock: MockClock) -> None:
+    policy = {"default": "allow", "rules": [{"effect": "redact"}]}
+    async with open_bench(policies=[policy]) as bench:
+        agent = await bench.connect()
+        result = await agent.call("box__echo", word=SECRET)
+        failed = await agent.call("box__fail", message=f"no {SECRET}")
+        with pytest.raises(RpcError) as raised:
+            await agent.call("box__error", message="no", data={"seen": [SECRET]})
+        for shown in (str(result), str(failed), str(raised.value), str(vars(raised.value))):
+            assert SECRET not in shown
+            assert "redacted:github" in shown or "no" in shown
+        # The server gets what the agent said: nothing asks for `arguments`.
+        assert SECRET in str(bench.server.requests("tools/call")[0].params)
