@@ -58,7 +58,7 @@ class GuardedCredentials:
         try:
             return bool(self._live.stale(headers, urgent=urgent))
         except Exception as error:  # noqa: BLE001 - crash barrier: one plugin call
-            _report(self.plugin, "credentials", error, None)
+            report(self.plugin, "credentials", error, None)
             return False
 
     async def _bounded(
@@ -118,10 +118,10 @@ class GuardedGovernor:
             with trio.fail_after(_CLOSE_SECONDS):
                 await self.governor.aclose()
         except Exception as error:  # noqa: BLE001 - crash barrier: one plugin call
-            _report(self.plugin, "aclose", error, self.metrics)
+            report(self.plugin, "aclose", error, self.metrics)
 
     def _failed(self, hook: str, error: Exception, clause: str) -> Decision:
-        _report(self.plugin, hook, error, self.metrics)
+        report(self.plugin, hook, error, self.metrics)
         return Decision(
             ruling=Ruling.DENY,
             code="policy_error",
@@ -147,7 +147,7 @@ class GuardedTransformer:
         try:
             return _bytes(self.transformer.outgoing(call))
         except Exception as error:
-            _report(self.plugin, "outgoing", error, self.metrics)
+            report(self.plugin, "outgoing", error, self.metrics)
             raise TransformError(f"the transformer {self.plugin} failed") from error
 
     def incoming(self, call: GovernedCall, body: bytes) -> bytes:
@@ -159,7 +159,7 @@ class GuardedTransformer:
         try:
             return _bytes(self.transformer.incoming(call, body))
         except Exception as error:
-            _report(self.plugin, "incoming", error, self.metrics)
+            report(self.plugin, "incoming", error, self.metrics)
             raise TransformError(f"the transformer {self.plugin} failed") from error
 
 
@@ -194,13 +194,27 @@ def _bytes(value: Any) -> bytes:
     return value
 
 
-def _report(plugin: str, hook: str, error: Exception, metrics: Metrics | None) -> None:
+def report(plugin: str, hook: str, error: Exception, metrics: Metrics | None) -> None:
+    """Says in the log that a plugin has failed, and counts it.
+
+    The text of an exception may quote what the plugin was looking at, an agent's arguments among
+    it, so it is for those who have turned on debugging.
+    """
+    ours = isinstance(error, KarsError | trio.TooSlowError)
     log().error(
         "plugin_error",
         plugin=plugin,
         hook=hook,
-        error=repr(error),
-        exc_info=None if isinstance(error, KarsError | trio.TooSlowError) else error,
+        error=(str(error) or type(error).__name__) if ours else type(error).__name__,
+        where=_where(error),
     )
+    log().debug("plugin_error_detail", plugin=plugin, hook=hook, exc_info=error)
     if metrics is not None:
         metrics.plugin_errors.labels(plugin, hook).inc()
+
+
+def _where(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else ""

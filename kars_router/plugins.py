@@ -16,9 +16,15 @@ import pluggy
 from attrs import frozen
 
 from kars_router import hookspecs
-from kars_router.barriers import Broken, GuardedCredentials, GuardedGovernor, GuardedTransformer
+from kars_router.barriers import (
+    Broken,
+    GuardedCredentials,
+    GuardedGovernor,
+    GuardedTransformer,
+    report,
+)
 from kars_router.egress import Place
-from kars_router.errors import ConfigError, KarsError, PluginError
+from kars_router.errors import ConfigError, PluginError
 from kars_router.hookspecs import AuditSink, Credentials, GovernanceSettings
 from kars_router.model import Failure, LossVerdict, ServerInfo, SessionInfo, ToolCall
 from kars_router.telemetry import Metrics, log
@@ -220,9 +226,8 @@ class Plugins:
         )
         enforced = any(getattr(each.governor, "enforces_policies", False) for each in found)
         if settings.policies and not enforced:
-            raise ConfigError(
-                ["policies: are enforced by no plugin; install kars-plugin-toolpolicy"]
-            )
+            advised = "install kars-plugin-toolpolicy, and do not block it"
+            raise ConfigError([f"policies: are enforced by no plugin; {advised}"])
         return found
 
     def transformers(
@@ -331,13 +336,5 @@ class Plugins:
         try:
             return impl.function(*(arguments[name] for name in impl.argnames))
         except Exception as problem:  # noqa: BLE001 - crash barrier: one plugin call
-            log().error(
-                "plugin_error",
-                plugin=impl.plugin_name,
-                hook=hook,
-                error=repr(problem),
-                exc_info=None if isinstance(problem, KarsError) else problem,
-            )
-            if self._metrics:
-                self._metrics.plugin_errors.labels(impl.plugin_name, hook).inc()
+            report(impl.plugin_name, hook, problem, self._metrics)
             return error

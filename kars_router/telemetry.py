@@ -45,7 +45,11 @@ def configure_logging(
     out = sys.stderr if stream is None else stream
     console = style == "console" or (style == "auto" and out.isatty())
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(colors=out.isatty() and not os.environ.get("NO_COLOR"))
+        structlog.dev.ConsoleRenderer(
+            colors=out.isatty() and not os.environ.get("NO_COLOR"),
+            # The usual one shows the values of variables, and with them arguments and tokens.
+            exception_formatter=structlog.dev.plain_traceback,
+        )
         if console
         else structlog.processors.JSONRenderer()
     )

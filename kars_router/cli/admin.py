@@ -111,7 +111,7 @@ def _refusal(response: httpx.Response) -> str:
     except (ValueError, KeyError, TypeError):
         text = ""
     more = ""
-    if response.status_code == 401:  # noqa: PLR2004 - HTTP's
+    if response.status_code == 401:
         more = f"; name that file with --token-file, or set {VARIABLE} to what it holds"
     return f"the router refuses: {text or response.status_code}{more}"
 

@@ -51,7 +51,7 @@ def command(context: click.Context, *, file: Path | None, connect: bool, output:
         _check_plugins(config)
     except ConfigError as error:
         if output == "table":
-            raise
+            raise ConfigError(error.problems, error.source or str(path)) from None
         pairs = (problem.partition(": ") for problem in error.problems)
         problems = [{"path": place, "message": message} for place, _, message in pairs]
         emit({"valid": False, "problems": problems}, output, str)

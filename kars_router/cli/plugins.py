@@ -8,6 +8,7 @@ from pathlib import Path
 import attrs
 import click
 
+from kars_router.cli.errors import FOUND
 from kars_router.cli.output import Output, emit, output_option, table
 from kars_router.config.load import default_path, load
 from kars_router.config.schema import Config
@@ -25,11 +26,13 @@ from kars_router.telemetry import configure_logging
     help="Show what is loaded under this configuration; without it $KARS_CONFIG or ./kars.yaml.",
 )
 @output_option
-def command(*, file: Path | None, output: Output) -> None:
+@click.pass_context
+def command(context: click.Context, *, file: Path | None, output: Output) -> None:
     """List the plugins, their hooks and their order.
 
     The first one listed is asked first. Without any configuration, what is installed is listed
-    with default options. What cannot be loaded comes last, with the reason.
+    with default options. What cannot be loaded comes last, with the reason, and the exit code is 1
+    then.
     """
     configure_logging(level="warning", style="console")
     path = file if file is not None else default_path(os.environ)
@@ -57,3 +60,4 @@ def command(*, file: Path | None, output: Output) -> None:
             ],
         ),
     )
+    context.exit(FOUND if plugins.broken else 0)

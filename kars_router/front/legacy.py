@@ -21,7 +21,8 @@ from kars_router.front.agents import AgentRegistry, AgentSession, TooManySession
 from kars_router.front.callers import Requester
 from kars_router.front.exchange import JSON, Exchange, Header
 from kars_router.front.handshake_caller import HandshakePort
-from kars_router.front.operations import Operations, members, text
+from kars_router.front.operations import Operations
+from kars_router.front.reading import members, text
 from kars_router.front.streams import Outlet, answer, serve_get
 from kars_router.session.caller import Reply
 from kars_router.session.supervisor import Supervisor

@@ -12,15 +12,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
-import msgspec
 import trio
 from attrs import evolve, frozen
 
 from kars_router.errors import AgentError
-from kars_router.front import results
-from kars_router.front.callers import AgentCaller, Requester
+from kars_router.front import reading, results
+from kars_router.front.callers import AgentCaller, Censor, Requester
 from kars_router.front.governed import governed, note_refused, perform
 from kars_router.front.lists import PROMPTS, RESOURCES, TEMPLATES, Kind, Lists
+from kars_router.front.reading import Params
 from kars_router.front.tools import ToolView
 from kars_router.governance.runner import Governance
 from kars_router.model import CallOutcome, Fate, Tool, ToolCall
@@ -28,7 +28,6 @@ from kars_router.session.requests import CALL, Request
 from kars_router.session.server import ServerRuntime
 from kars_router.session.supervisor import Supervisor
 from kars_router.wire import capabilities, jsonrpc, raw
-from kars_router.wire.duplicates import misspelt
 from kars_router.wire.params import HeaderPlan
 
 _FIRST_SECONDS: Final = 5.0
@@ -42,15 +41,8 @@ _EVERYTHING: Final = (
     b'"logging":{},"completions":{}}'
 )
 
-# What a request is about, or may be taken to be about.
-_NAMES: Final = (
-    *("name", "arguments", "uri", "ref", "argument", "context", "type"),
-    *("_meta", "task", "requestState", "inputResponses"),
-)
-_KNOWN: Final = {name.casefold(): name for name in _NAMES}
 
 Undo = Callable[[], None]
-Params = dict[str, bytes]
 
 
 @frozen(kw_only=True)
@@ -82,12 +74,10 @@ class Operations:
         in_flight: requests that have not ended yet.
         unsent: answers to requests that are being made or sent.
         accepting: whether new requests are made.
-        overheard: see `Governance.overheard`.
     """
 
     def __init__(self, supervisor: Supervisor, governance: Governance, *, limit: int) -> None:
         self.limit = limit
-        self.overheard = governance.overheard
         self._governance = governance
         self.in_flight = 0
         self.unsent = 0
@@ -126,7 +116,7 @@ class Operations:
         handler = self._methods.get(method)
         if handler is None:
             raise AgentError(jsonrpc.METHOD_NOT_FOUND, f"unknown method: {method[:128]}")
-        return await handler(who, members(params), caller)
+        return await handler(who, reading.members(params), caller)
 
     async def subscribe(self, who: Requester, params: bytes) -> bytes | None:
         """Has the agent told when a resource changes.
@@ -137,7 +127,7 @@ class Operations:
         Raises:
             AgentError: the params are wrong, or there is no such resource for this agent.
         """
-        server, uri = self._resource(who, members(params))
+        server, uri = self._resource(who, reading.members(params))
         return await self._supervisor.subscribe_resource(who.agent, server, uri)
 
     def unsubscribe(self, who: Requester, params: bytes) -> None:
@@ -146,7 +136,7 @@ class Operations:
         Raises:
             AgentError: the params are wrong, or there is no such resource for this agent.
         """
-        server, uri = self._resource(who, members(params))
+        server, uri = self._resource(who, reading.members(params))
         self._supervisor.unsubscribe_resource(who.agent, server, uri)
 
     async def capabilities(self, endpoint: str) -> bytes:
@@ -193,6 +183,10 @@ class Operations:
         runtime = self._supervisor.servers.get(tool.server)
         return runtime.catalogue.plans.get(tool.name) if runtime else None
 
+    def overheard(self, server: str, agent: str) -> Censor | None:
+        """See `Governance.overheard`."""
+        return self._governance.overheard(server, agent)
+
     async def drain(self) -> None:
         """Refuses new requests and waits for the ones in flight."""
         self.accepting = False
@@ -202,19 +196,19 @@ class Operations:
             await self._idle.wait()
 
     async def _list_tools(self, who: Requester, params: Params, _: AgentCaller) -> Answer:
-        cursor = _cursor(params)
+        cursor = reading.cursor(params)
         await self._supervisor.wait_tried(_FIRST_LIST_SECONDS, who.endpoint)
         return Answer(result=self._tools.page(who.endpoint, cursor))
 
     async def _list(
         self, kind: Kind, who: Requester, params: Params, caller: AgentCaller
     ) -> Answer:
-        cursor = _cursor(params)
+        cursor = reading.cursor(params)
         await self._supervisor.wait_tried(_FIRST_LIST_SECONDS, who.endpoint)
         return Answer(result=await self._lists.page(kind, who, cursor, caller.view))
 
     async def _call(self, who: Requester, params: Params, caller: AgentCaller) -> Answer:
-        name = _string(params, "name", "tools/call needs the name of a tool")
+        name = reading.string(params, "name", "tools/call needs the name of a tool")
         if not params.get("arguments", b"{").startswith(b"{"):
             raise AgentError(jsonrpc.INVALID_PARAMS, "arguments must be an object")
         found = await self._find(who.endpoint, name)
@@ -222,12 +216,12 @@ class Operations:
         refusal = self._refusal(found, caller)
         if refusal is not None or isinstance(found, ServerRuntime):
             refusal = refusal or _unreached(server)
-            asked = _request(who, server, CALL, _written(params))
+            asked = _request(who, server, CALL, reading.written(params))
             note_refused(self._governance, who, asked, name, outcome=refusal)
             return _tool_answer(server, refusal)
         # Written anew even if the name stays: of a name that is given twice, the server might
         # take the one that was not checked.
-        own = _written({**params, "name": jsonrpc.encode(found.name)})
+        own = reading.written({**params, "name": jsonrpc.encode(found.name)})
         call = ToolCall(
             agent=who.agent, server=server, tool=found.name, params=own, client=who.client
         )
@@ -250,14 +244,14 @@ class Operations:
         return Answer(result=answer.result, undo=(undo,))
 
     async def _get_prompt(self, who: Requester, params: Params, caller: AgentCaller) -> Answer:
-        name = _string(params, "name", "prompts/get needs the name of a prompt")
+        name = reading.string(params, "name", "prompts/get needs the name of a prompt")
         server, own = await self._lists.find_prompt(who, name)
-        written = _written({**params, "name": jsonrpc.encode(own)})
+        written = reading.written({**params, "name": jsonrpc.encode(own)})
         return await self._plain(who, _request(who, server, "prompts/get", written), own, caller)
 
     async def _read(self, who: Requester, params: Params, caller: AgentCaller) -> Answer:
         server, own = self._resource(who, params)
-        written = _written({**params, "uri": jsonrpc.encode(own)})
+        written = reading.written({**params, "uri": jsonrpc.encode(own)})
         return await self._plain(who, _request(who, server, "resources/read", written), own, caller)
 
     async def _complete(self, who: Requester, params: Params, caller: AgentCaller) -> Answer:
@@ -266,17 +260,17 @@ class Operations:
             ref = {k: bytes(v) for k, v in jsonrpc.members(params.get("ref", b"null")).items()}
         except jsonrpc.MalformedError as error:
             raise AgentError(jsonrpc.INVALID_PARAMS, wrong) from error
-        _check_spelling(ref)
-        kind = _string(ref, "type", wrong)
+        reading.check_spelling(ref)
+        kind = reading.string(ref, "type", wrong)
         if kind == "ref/prompt":
-            server, own = await self._lists.find_prompt(who, _string(ref, "name", wrong))
+            server, own = await self._lists.find_prompt(who, reading.string(ref, "name", wrong))
             ref["name"] = jsonrpc.encode(own)
         elif kind == "ref/resource":
             server, own = self._resource(who, ref)
             ref["uri"] = jsonrpc.encode(own)
         else:
             raise AgentError(jsonrpc.INVALID_PARAMS, wrong)
-        written = _written({**params, "ref": _written(ref)})
+        written = reading.written({**params, "ref": reading.written(ref)})
         request = _request(who, server, "completion/complete", written)
         return await self._plain(who, request, own, caller)
 
@@ -356,57 +350,9 @@ class Operations:
         return None
 
     def _resource(self, who: Requester, params: Params) -> tuple[str, str]:
-        uri = _string(params, "uri", "the uri of a resource is missing")
+        uri = reading.string(params, "uri", "the uri of a resource is missing")
         server, own = self._lists.find_resource(who, uri)
         return server, own
-
-
-def members(params: bytes) -> Params:
-    """The members of a request's params, each as JSON.
-
-    Raises:
-        AgentError: the params are no object, or a server might read another one in them.
-    """
-    try:
-        found = {k: bytes(v) for k, v in jsonrpc.members(params or b"{}").items()}
-    except jsonrpc.MalformedError as error:
-        raise AgentError(jsonrpc.INVALID_PARAMS, "params must be an object") from error
-    _check_spelling(found)
-    return found
-
-
-def text(value: bytes | None) -> str | None:
-    """A member's value if it is a string."""
-    if value is None or not value.startswith(b'"'):
-        return None
-    found: str = jsonrpc.decode(value)
-    return found
-
-
-def _check_spelling(given: Params) -> None:
-    meant = misspelt(given, _KNOWN)
-    if meant is not None:
-        wrong = f"a member is named {meant} but for its case, and might be taken for that"
-        raise AgentError(jsonrpc.INVALID_PARAMS, wrong)
-
-
-def _written(params: Params) -> bytes:
-    return jsonrpc.encode({name: msgspec.Raw(value) for name, value in params.items()})
-
-
-def _string(params: Params, name: str, wrong: str) -> str:
-    found = text(params.get(name))
-    if found is None:
-        raise AgentError(jsonrpc.INVALID_PARAMS, wrong)
-    return found
-
-
-def _cursor(params: Params) -> str | None:
-    raw = params.get("cursor", b"null")
-    cursor = text(raw)
-    if raw != b"null" and cursor is None:
-        raise AgentError(jsonrpc.INVALID_PARAMS, "a cursor is a string")
-    return cursor
 
 
 def _request(who: Requester, server: str, method: str, params: bytes) -> Request:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import trio
 from attrs import define, evolve, field
@@ -29,6 +29,8 @@ from kars_router.governance.continued import Continued
 from kars_router.governance.held import Held
 from kars_router.governance.holding import Holder
 from kars_router.governance.questions import Asker
+from kars_router.governance.recorder import Recorder
+from kars_router.governance.rules import Rules
 from kars_router.hookspecs import GovernanceSettings
 from kars_router.model import CallEnd, CallOutcome, Decision, Fate, GovernedCall, Ruling
 from kars_router.plugins import Plugins
@@ -39,60 +41,6 @@ _LEAST_SECONDS: Final = 0.05
 
 BeforeSend = Callable[[int], CallOutcome | None]
 Make = Callable[[bytes, BeforeSend], Awaitable[CallOutcome]]
-
-
-class Recorder(Protocol):
-    """The record of calls, as far as governance writes it; `audit` has the one there is."""
-
-    def accepted(
-        self, call: GovernedCall, decision: Decision, visible: Callable[[], bytes | None]
-    ) -> None:
-        """A call has been decided on; `visible` makes its params as they may be shown, or None.
-
-        Raises JournalError.
-        """
-        ...
-
-    def held(self, call_id: str, approval: str) -> None:
-        """It waits for a person."""
-        ...
-
-    def decided(self, call_id: str, approval: str, ruling: Ruling, by: str) -> None:
-        """A person has decided, or nobody has."""
-        ...
-
-    def sent(self, call_id: str, generation: int) -> None:
-        """It is about to be sent. Raises JournalError."""
-        ...
-
-    def ended(self, call_id: str, end: CallEnd) -> None:
-        """It has ended."""
-        ...
-
-
-@define(eq=False)
-class Rules:
-    """The governors and transformers that belong to one set of policies.
-
-    Attributes:
-        governors: in the order in which they are asked.
-        transformers: in the order in which arguments pass them.
-        users: calls that they have been asked about and that have not ended.
-        retired: whether another set has taken their place.
-    """
-
-    governors: Sequence[GuardedGovernor] = ()
-    transformers: Sequence[GuardedTransformer] = ()
-    users: int = 0
-    retired: bool = False
-
-    async def let_go(self) -> None:
-        """Closes the governors of a retired set once no call needs them; bounded."""
-        if self.retired and not self.users:
-            with trio.CancelScope(shield=True):  # each is bounded
-                async with trio.open_nursery() as nursery:
-                    for each in self.governors:
-                        nursery.start_soon(each.aclose)
 
 
 @define(eq=False)

@@ -100,6 +100,18 @@ def test_a_terminal_obeys_nothing_that_an_agent_or_a_server_sent() -> None:
     assert "'ordinary'" not in said
 
 
+def test_a_traceback_on_a_terminal_shows_no_values() -> None:
+    stream = io.StringIO()
+    configure_logging(style="console", stream=stream)
+    arguments = {"password": "hunter" + "2"}
+    try:
+        raise ValueError(len(arguments))
+    except ValueError:
+        log().exception("plugin_error")
+    assert "ValueError: 1" in stream.getvalue()
+    assert "hunter2" not in stream.getvalue()
+
+
 def test_a_file_gets_no_colour() -> None:
     stream = io.StringIO()
     configure_logging(style="console", stream=stream)

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from attrs import evolve
 from unit.audit.audit_kit import (
     ALLOW,
     DENIED,
@@ -38,6 +39,15 @@ from kars_router.config.schema import Audit, AuditContent, Fsync
 from kars_router.errors import UserError
 from kars_router.model import CallEnd, Fate, Ruling
 from kars_router.telemetry import Metrics
+
+
+def test_only_a_denial_has_a_code(tmp_path: Path) -> None:
+    journal = opened(tmp_path)
+    for ident, ruling in enumerate((Ruling.ALLOW, Ruling.APPROVE, Ruling.DENY)):
+        journal.accepted(call(str(ident)), evolve(DENY, ruling=ruling))
+    journal.close()
+    accepted = [row for row in rows(tmp_path) if row["event"] == "accepted"]
+    assert [row.get("code") for row in accepted] == [None, None, "denied"]
 
 
 def test_a_call_from_its_beginning_to_its_fate(tmp_path: Path) -> None:

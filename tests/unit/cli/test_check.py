@@ -39,11 +39,8 @@ def test_a_token_of_agents_that_is_not_there_yet(
 ) -> None:
     (place / "my.yaml").write_text(f"{GOOD}agentAuth: {{tokenFromFile: tok}}\n")
     status, out, _ = kars(capsys, "my.yaml")
-    assert (status, out.splitlines()[1]) == (
-        0,
-        f"warning: agentAuth.tokenFromFile: {place / 'tok'} is not there; the router does not "
-        "start without it",
-    )
+    missing = f"{place / 'tok'} is not there; the router does not start without it"
+    assert (status, out.splitlines()[1]) == (0, f"warning: agentAuth.tokenFromFile: {missing}")
     (place / "tok").write_text("s3cret")
     assert kars(capsys, "my.yaml") == (0, "my.yaml: valid, 2 servers\n", "")
 

@@ -92,6 +92,9 @@ class Scripted(Operations):
         self.slow = 0.0
         self.declared = b'{"tools":{"listChanged":true},"logging":{},"x":[1.50]}'
 
+    def overheard(self, server: str, agent: str) -> None:
+        return None
+
     async def perform(
         self, who: Requester, method: str, params: bytes, caller: AgentCaller
     ) -> Answer:

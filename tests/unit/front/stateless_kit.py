@@ -69,6 +69,9 @@ class ScriptedOperations(Operations):
         self.refused: dict[str, str] = {}
         self.hanging: set[str] = set()
 
+    def overheard(self, server: str, agent: str) -> None:
+        return None
+
     async def perform(
         self, who: Requester, method: str, params: bytes, caller: AgentCaller
     ) -> Answer:
