@@ -209,8 +209,6 @@ def simple_approval_rules(read: Read, given: Given) -> Broken:
 
 def policy_rules(read: Read, given: Given) -> Broken:
     """The rules for one policy."""
-    if read.get("default") is Effect.REDACT:
-        yield "default", "must be deny, approve or allow"
     if "bundle_ref" in given:
         yield "bundleRef", "is not supported; put the rules here"
     if "commerce" in given:

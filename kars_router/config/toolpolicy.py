@@ -38,6 +38,14 @@ class Effect(enum.StrEnum):
     REDACT = "redact"
 
 
+class Default(enum.StrEnum):
+    """What happens to calls that no rule matches."""
+
+    DENY = "deny"
+    APPROVE = "approve"
+    ALLOW = "allow"
+
+
 class Channel(enum.StrEnum):
     """Where a held call may be decided."""
 
@@ -284,7 +292,7 @@ class ToolPolicy:
 
     name: Name | None = None
     applies_to: AppliesTo = AppliesTo()
-    default: Effect = Effect.DENY
+    default: Default = Default.DENY
     rules: tuple[Rule, ...] = ()
     rate_limits: tuple[RateLimit, ...] = ()
     budgets: tuple[Budget, ...] = ()

@@ -145,7 +145,7 @@ class _Compiler:
         return CompiledPolicy(
             name=name,
             scope=Scope.of(policy.applies_to),
-            default=_RULINGS.get(policy.default, Ruling.DENY),
+            default=Ruling(policy.default.value),
             always_approve=policy.approval.mode is ApprovalMode.ALWAYS,
             rules=tuple(sorted(deciding, key=lambda each: -each.priority)),
             redactions=tuple(each for each in every if each.redact is not None),

@@ -9,7 +9,7 @@ DENY = {
     "name": "p",
     "default": "allow",
     "rules": [
-        {"name": "etc", "effect": "deny", "resources": ["file:///etc/*", "file:///root/key"]},
+        {"name": "etc", "effect": "deny", "resources": ["file:///etc/*", "file:///home/key"]},
         {"name": "host", "effect": "deny", "resources": ["https://Intern.example/*"]},
     ],
 }
@@ -58,12 +58,12 @@ def test_a_file_that_a_profile_denies_stays_denied(uri: str) -> None:
 @pytest.mark.parametrize(
     "uri",
     [
-        "file:///root/key",
-        "file:///root/key?x=1",
-        "file:///root/key#x",
-        "file:///root/key/",
-        "file:///root/key/.",
-        "file:///root/key%3Fx",
+        "file:///home/key",
+        "file:///home/key?x=1",
+        "file:///home/key#x",
+        "file:///home/key/",
+        "file:///home/key/.",
+        "file:///home/key%3Fx",
     ],
 )
 def test_what_is_behind_the_path_changes_nothing(uri: str) -> None:

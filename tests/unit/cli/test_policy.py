@@ -94,7 +94,7 @@ def test_a_call_that_is_not_described_as_it_has_to_be(
     ("text", "problem"),
     [
         ("rules: [{effect: dney}]\n", "rules[0].effect: must be one of"),
-        ("kind: ToolPolicy\nspec: {default: redact}\n", "spec.default: must be deny"),
+        ("kind: ToolPolicy\nspec: {default: redact}\n", "spec.default: must be one of deny"),
         (
             "servers: {web: {url: 'http://h/'}}\npolicies: [{x: 1}]\n",
             "policies[0].x: is not a known",

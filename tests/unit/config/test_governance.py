@@ -25,6 +25,7 @@ from kars_router.config.schema import (
 from kars_router.config.toolpolicy import (
     ApprovalMode,
     Channel,
+    Default,
     Effect,
     Per,
     Period,
@@ -162,7 +163,7 @@ def test_everything_can_be_set() -> None:
 def test_a_whole_policy() -> None:
     policy, empty = structure_config(EVERYTHING).policies
     assert empty == ToolPolicy()
-    assert (policy.default, empty.default) == (Effect.APPROVE, Effect.DENY)
+    assert (policy.default, empty.default) == (Default.APPROVE, Default.DENY)
     assert policy.applies_to.sandbox_match_labels == {"a/b": "c"}
     first, second = policy.rules
     assert (first.effect, first.priority) == (Effect.APPROVE, -5)
@@ -313,7 +314,8 @@ def test_mistakes_in_a_rule(rule: dict[str, object], line: str) -> None:
 @pytest.mark.parametrize(
     ("policy", "line"),
     [
-        ({"default": "redact"}, "default: must be deny, approve or allow"),
+        ({"default": "redact"}, "default: must be one of deny, approve, allow, not 'redact'"),
+        ({"default": "denied"}, "default: must be one of deny, approve, allow, not 'denied'"),
         ({"bundleRef": {"registry": "x"}}, "bundleRef: is not supported; put the rules here"),
         ({"commerce": {"dailyCap": 1}}, "commerce: is not supported; write rules with conditions on the amount instead"),
         ({"approval": {"mode": "aboveThreshold"}}, "approval.threshold: is not supported; write a rule with the effect approve and a condition"),
