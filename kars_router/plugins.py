@@ -96,29 +96,11 @@ class Plugins:
         options = options or {}
         for name in BUILTINS:
             if name not in blocked:
-                module = importlib.import_module(f"kars_router.builtins.{name.replace('-', '_')}")
-                # One that has options keeps them in an object, since modules are shared.
-                made = getattr(module, "Plugin", None)
-                host.register(made() if made else module, name, "")
-                host.configure(name, options.get(name, {}))
-        for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: p.name):
-            if point.name in blocked:
-                continue
-            try:
-                plugin = point.load()
-                host.register(plugin, point.name, point.dist.version if point.dist else "")
-            except Exception as error:
-                if point.name in required:
-                    raise PluginError(f"plugin {point.name}: {error}") from error
-                log().error("plugin_broken", plugin=point.name, error=repr(error))
-                version = point.dist.version if point.dist else ""
-                host.broken.append(
-                    PluginEntry(
-                        name=point.name, version=version, builtin=False, hooks=(), error=repr(error)
-                    )
-                )
-            else:
-                host.configure(point.name, options.get(point.name, {}))
+                host._load_builtin(name, options.get(name, {}))
+        points = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: p.name)
+        for point in points:
+            if point.name not in blocked:
+                host._load_installed(point, options.get(point.name, {}))
         names = {entry.name for entry in host.entries()}
         for name in required:
             if name not in names:
@@ -129,7 +111,41 @@ class Plugins:
         for name in options:
             if name not in names and name not in blocked:
                 raise PluginError(f"plugins.options names {name}, which is not installed")
+        for name in {*blocked} - {*BUILTINS} - {point.name for point in points}:
+            log().warning("plugin_blocked_is_not_installed", plugin=name)
         return host
+
+    def _load_builtin(self, name: str, options: Mapping[str, Any]) -> None:
+        module = importlib.import_module(f"kars_router.builtins.{name.replace('-', '_')}")
+        # One that has options keeps them in an object, since modules are shared.
+        made = getattr(module, "Plugin", None)
+        self.register(made() if made else module, name, "")
+        self.configure(name, options)
+
+    def _load_installed(
+        self, point: importlib.metadata.EntryPoint, options: Mapping[str, Any]
+    ) -> None:
+        version = point.dist.version if point.dist else ""
+        try:
+            self.register(point.load(), point.name, version)
+            if not options:
+                self.configure(point.name, options)
+        except Exception as error:
+            if point.name in self._required:
+                raise PluginError(f"plugin {point.name}: {error}") from error
+            self._leave_out(point.name, version, error)
+        else:
+            # What is wrong with options is a mistake of whoever wrote them.
+            if options:
+                self.configure(point.name, options)
+
+    def _leave_out(self, name: str, version: str, error: Exception) -> None:
+        if self._manager.has_plugin(name):
+            self._manager.unregister(name=name)
+        log().error("plugin_broken", plugin=name, error=repr(error))
+        self.broken.append(
+            PluginEntry(name=name, version=version, builtin=False, hooks=(), error=repr(error))
+        )
 
     def register(self, plugin: object, name: str, version: str = "") -> None:
         """Adds one plugin; later ones are asked first.

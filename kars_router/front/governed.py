@@ -15,6 +15,7 @@ from kars_router.front.callers import AgentCaller, Requester
 from kars_router.governance.runner import BeforeSend, Governance, new_call_id
 from kars_router.model import CallOutcome, Fate, GovernedCall
 from kars_router.session.requests import Request, Requests
+from kars_router.session.server import ServerRuntime
 from kars_router.wire import jsonrpc
 from kars_router.wire.duplicates import ambiguous
 
@@ -111,11 +112,9 @@ async def perform(
         if caller.withdrawn:
             text = "The call was cancelled before it was made."
             return CallOutcome(fate=Fate.NOT_EXECUTED, code="cancelled", message=text)
-        runtime = requests.servers.get(request.server)
-        known = runtime.catalogue.tools if runtime is not None else {}
-        if request.call is not None and request.call.tool not in known:
+        if not _is_admitted(requests.servers.get(request.server), call):
             # It may have been withheld while the call waited for a person.
-            text = "The tool is not available any more, so the call was not made."
+            text = "What this call is for is not available any more, so it was not made."
             return CallOutcome(fate=Fate.NOT_EXECUTED, code="tool_gone", message=text)
         tool = request.call
         if tool is not None and params is not request.params:
@@ -131,3 +130,18 @@ async def perform(
         return await requests.make(sent, caller)
 
     return await governance.perform(call, caller, make)
+
+
+def _is_admitted(runtime: ServerRuntime | None, call: GovernedCall) -> bool:
+    """Whether the agent may still see what a call is for."""
+    if runtime is None:
+        return False
+    match call.method:
+        case "tools/call":
+            return call.name in runtime.catalogue.tools
+        case "prompts/get":
+            return runtime.admits_prompt(call.name)
+        case "resources/read":
+            return runtime.admits_resource(call.name)
+        case _:
+            return True

@@ -350,3 +350,34 @@ async def test_an_installed_plugin_supplies_credentials_first(
         assert found is not None
         supplied[name] = await found.headers(refresh=False)
     assert supplied == {"s": {"x-own": "1"}, "t": {"authorization": "Bearer t"}}
+
+
+def test_a_plugin_that_breaks_while_it_is_set_up_is_left_out(
+    installed: dict[str, object],
+) -> None:
+    class Breaking:
+        @hookimpl
+        def kars_configure(self, options: Any) -> None:
+            raise RuntimeError("no")
+
+        @hookimpl
+        def kars_classify_loss(self, failure: Failure) -> LossVerdict:
+            raise AssertionError("asked all the same")
+
+    installed["mine"] = Breaking()
+    with capture_logs() as logs:
+        host = Plugins.load()
+    assert [entry.name for entry in host.broken] == ["mine"]
+    assert "mine" not in {entry.name for entry in host.entries()}
+    assert host.classify_loss(LOST).source != "mine"
+    assert {entry["event"] for entry in logs} == {"plugin_broken"}
+    with pytest.raises(PluginError, match="plugin mine"):
+        Plugins.load(required=["mine"])
+
+
+def test_who_blocks_what_is_not_there_is_told(installed: dict[str, object]) -> None:
+    with capture_logs() as logs:
+        Plugins.load(blocked=["lossy", "loss"])
+    assert [(e["event"], e["plugin"]) for e in logs] == [
+        ("plugin_blocked_is_not_installed", "lossy")
+    ]
