@@ -126,6 +126,7 @@ async def perform(
             params=params,
             call=tool,
             before_send=before_send,
+            censor=caller.censor,
         )
         return await requests.make(sent, caller)
 

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import trio
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from kars_router import loss
+from kars_router.barriers import TransformError
 from kars_router.config.schema import OnSessionLoss
 from kars_router.errors import HandshakeError
 from kars_router.model import CallOutcome, Failure, Fate, Phase, Sent, SessionReset, ToolCall
@@ -47,6 +48,8 @@ class Request:
         call: the tool call that it is, or None.
         before_send: told the session's generation each time before something is sent; returns how
             the request ends if it must not be.
+        censor: what is taken out of a server's words before the log sees them, or None. Takes and
+            returns JSON; raises TransformError for what must not be seen.
     """
 
     agent: str
@@ -55,6 +58,7 @@ class Request:
     params: bytes
     call: ToolCall | None = None
     before_send: Callable[[int], CallOutcome | None] | None = None
+    censor: Callable[[bytes], bytes] | None = field(default=None, repr=False, eq=False)
 
     @property
     def label(self) -> str:
@@ -187,7 +191,7 @@ class Requests:
                     generation=generation,
                 )
                 continue
-            log().warning("call_failed", tool=request.label, failure=failure.summary())
+            log().warning("call_failed", tool=request.label, failure=_said(request, failure))
             return _failed(request, pending, failure, fate)
 
     def _note_use(self, slot: Slot, request: Request, generation: int) -> int | None:
@@ -261,6 +265,18 @@ def _refused_unmade(
         return CallOutcome(fate=Fate.NOT_EXECUTED, code="rpc_error", error=unknown)
     # Last of all: whoever is told this may write down that the request was sent.
     return request.before_send(generation) if request.before_send else None
+
+
+def _said(request: Request, failure: Failure) -> str:
+    """A failure for the log, without the secrets that the server may have put into it."""
+    if request.censor is None or not failure.body:
+        return failure.summary()
+    try:
+        shown = jsonrpc.decode(request.censor(jsonrpc.encode({"message": failure.body})))
+        body = str(shown["message"])
+    except (TransformError, jsonrpc.MalformedError, KeyError, TypeError):
+        body = ""
+    return evolve(failure, body=body).summary()
 
 
 def _has_state(params: bytes) -> bool:

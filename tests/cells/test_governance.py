@@ -9,11 +9,12 @@ import trio
 from attrs import evolve
 from cells.cell_kit import open_cell
 from governance_kit import ALLOW, APPROVE, CALL, DENY, Recording, Scripted, govern, meta
+from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from kars_router.config.frozenmap import FrozenMap
 from kars_router.model import ApprovalTerms, Decision, Fate, Ruling
-from kars_router.testing import RpcError, text_of
+from kars_router.testing import Reply, RpcError, text_of
 
 CELLS = [(agent, server) for agent in ("handshake", "stateless") for server in ("hand", "free")]
 each_cell = pytest.mark.parametrize(("agent", "server"), CELLS, ids=lambda value: value)
@@ -396,3 +397,21 @@ async def test_a_tool_that_is_gone_when_its_call_is_approved_is_not_called(
             await cell.router.holder.decide(held.id, approve=True, by="ada")
         assert meta(results[0])["code"] == "tool_gone"
         assert cell.received("tools/call") == []
+
+
+@each_cell
+async def test_the_log_sees_no_more_of_a_failure_than_the_agent(
+    autojump_clock: MockClock, agent: str, server: str
+) -> None:
+    async with open_cell(agent, server) as cell:
+        await govern(
+            cell.router, Scripted(rewrite=lambda body: body.replace(b"hunter2", b"[gone]"))
+        )
+        target: Any = cell.hand if server == "hand" else cell.free
+        target.reply_next(Reply.text(500, "it was hunter2"), method="tools/call")
+        with capture_logs() as logs:
+            result = await cell.call("echo")
+        assert meta(result)["code"] == "http_status"
+        (failed,) = [entry for entry in logs if entry["event"] == "call_failed"]
+        assert "it was [gone]" in failed["failure"]
+        assert "hunter2" not in str(logs)
