@@ -245,12 +245,15 @@ def test_folding_moves_no_character() -> None:
     ],
 )
 def test_no_text_takes_long(unit: str) -> None:
-    def seconds(size: int) -> float:
-        text = (unit * (size // len(unit) + 1))[:size]
-        begun = time.process_time()
+    def once(text: str) -> float:
+        begun = time.thread_time()
         hide(text, SecretKind)
         Sightings.of(frozenset(SecretKind)).within(text.encode())
-        return time.process_time() - begun
+        return time.thread_time() - begun
+
+    def seconds(size: int) -> float:
+        text = (unit * (size // len(unit) + 1))[:size]
+        return min(once(text) for _ in range(3))  # what disturbs only ever adds
 
     # Eight times the text takes some eight times as long; a square would be sixty-four.
     assert seconds(1 << 18) < 0.05 + 25 * seconds(1 << 15)
