@@ -285,7 +285,9 @@ async def test_a_changed_policy_applies_to_the_next_call_and_drops_nothing(
     def write(*rules: Mapping[str, Any]) -> None:
         policy = {"name": "p", "default": "allow", "rules": rules}
         whole = {"servers": {"box": server}, "policies": [policy], "admin": None}
-        file.write_bytes(msgspec.json.encode(whole))
+        fresh = tmp_path / "fresh"
+        fresh.write_bytes(msgspec.json.encode(whole))
+        fresh.replace(file)  # at once: half a file would be refused, rightly
 
     write()
     config = load(file, environ={})
