@@ -87,8 +87,10 @@ class GuardedGovernor:
     async def before_call(self, call: GovernedCall, *, seconds: float) -> Decision | None:
         """What it says of a call; an error, a timeout or an impossible answer is a deny."""
         try:
-            with trio.fail_after(seconds):
+            with trio.move_on_after(seconds) as patience:
                 said = await self.governor.before_call(call)
+            if patience.cancelled_caught:
+                raise trio.TooSlowError
             if said is not None and not isinstance(said, Decision):
                 raise TypeError(f"before_call returned {type(said).__name__}")
         except Exception as error:  # noqa: BLE001 - crash barrier: one plugin call
@@ -102,8 +104,10 @@ class GuardedGovernor:
     ) -> Decision | None:
         """A deny if the result is to be withheld; so is an error or a timeout."""
         try:
-            with trio.fail_after(seconds):
+            with trio.move_on_after(seconds) as patience:
                 said = await self.governor.after_call(call, end)
+            if patience.cancelled_caught:
+                raise trio.TooSlowError
             if said is not None and not isinstance(said, Decision):
                 raise TypeError(f"after_call returned {type(said).__name__}")
         except Exception as error:  # noqa: BLE001 - crash barrier: one plugin call

@@ -9,6 +9,7 @@
     +-- UpstreamError            an MCP server, or the way to it, failed
     |   +-- HandshakeError       no session could be set up; nothing of the agent's was sent
     |   +-- CallFailed           one message failed; carries the Failure that `loss` judges
+    +-- StoreError               approvals cannot be read or kept
     +-- JournalError             a call cannot be recorded; whoever makes it decides what follows
 
 Pure: knows no I/O, no clock, no environment.

@@ -7,6 +7,7 @@ first two. Must not know who emits them.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -218,6 +219,46 @@ class Metrics:
             "kars_config_reloads", "Configuration reloads.", ["outcome"], registry=registry
         )
 
+    @functools.cached_property
+    def audit(self) -> AuditMetrics:
+        """Those of the journal, which a router without one does not show."""
+        return AuditMetrics(self.registry)
+
     def render(self) -> bytes:
         """The metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class AuditMetrics:
+    """The metrics of the journal and of its sinks; `Metrics.audit` has those of a router.
+
+    Args:
+        registry: where they are registered.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.records = Counter(
+            "kars_audit_records", "Audit records that were written.", registry=registry
+        )
+        self.unwritten = Counter(
+            "kars_audit_unwritten",
+            "Audit records that could not be written when they should have been.",
+            registry=registry,
+        )
+        self.healthy = Gauge(
+            "kars_audit_healthy",
+            "Whether audit records can be written: 1 or 0.",
+            registry=registry,
+        )
+        self.touched = Counter(
+            "kars_audit_file_touched",
+            "Times that somebody else was found to have changed or taken the audit file.",
+            ["how"],
+            registry=registry,
+        )
+        self.sink_dropped = Counter(
+            "kars_audit_sink_dropped",
+            "Audit records that a sink did not get.",
+            ["sink"],
+            registry=registry,
+        )

@@ -23,7 +23,6 @@ from attrs import evolve
 
 from kars_router._version import __version__
 from kars_router.audit import chain, checkpoints, records, recovery, storage
-from kars_router.audit.meters import meters
 from kars_router.audit.sinks import QUEUE, Feed
 from kars_router.audit.writer import Record, Writer
 from kars_router.config.schema import Audit, Fsync
@@ -59,7 +58,7 @@ class Journal:
         self._signer = signer
         self._clerk = records.Clerk(signer.digest_key, settings.content)
         self._lock = lock
-        self._meters = meters(metrics)
+        self._metrics = (metrics or Metrics()).audit
         self._journal = found.journal or secrets.token_hex(16)
         boot = recovery.boot_id()
         self._run = chain.Run(
@@ -73,7 +72,7 @@ class Journal:
             settings=settings,
             storage=storage.Storage(place),
             signer=signer,
-            meters=self._meters,
+            metrics=self._metrics,
             clock=clock,
             began=self._began,
             passed_on=self._pass_on,
@@ -81,7 +80,7 @@ class Journal:
             open=dict(found.calls),
             unsigned=found.unsigned,
         )
-        self._meters.healthy.set(1)
+        self._metrics.healthy.set(1)
 
     @property
     def healthy(self) -> bool:
@@ -295,7 +294,7 @@ class Journal:
             sinks: each with its name; closed here.
             task_status: told once records are passed on.
         """
-        feeds = tuple(Feed(name, sink, self._meters) for name, sink in sinks)
+        feeds = tuple(Feed(name, sink, self._metrics) for name, sink in sinks)
         backlog, self._backlog = self._backlog or (), None
         for line in backlog:
             for feed in feeds:

@@ -12,9 +12,8 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from kars_router.audit.meters import Meters
 from kars_router.hookspecs import AuditSink
-from kars_router.telemetry import log
+from kars_router.telemetry import AuditMetrics, log
 
 QUEUE: Final = 4096  # records
 BATCH: Final = 256
@@ -29,13 +28,13 @@ class Feed:
     Args:
         name: the sink's name in the log and in metrics.
         sink: the sink; closed when `run` ends.
-        meters: where lost records are counted.
+        metrics: where lost records are counted.
     """
 
-    def __init__(self, name: str, sink: AuditSink, meters: Meters) -> None:
+    def __init__(self, name: str, sink: AuditSink, metrics: AuditMetrics) -> None:
         self._name = name
         self._sink = sink
-        self._dropped = meters.sink_dropped.labels(name)
+        self._dropped = metrics.sink_dropped.labels(name)
         self._lines: deque[bytes] = deque()
         self._wake = trio.Event()
         self._finished = False

@@ -17,11 +17,10 @@ from attrs import define, field, frozen
 
 from kars_router.audit import chain, records
 from kars_router.audit.checkpoints import Signer
-from kars_router.audit.meters import Meters
 from kars_router.audit.storage import Storage, Touched
 from kars_router.config.schema import Audit, Fsync
 from kars_router.errors import JournalError
-from kars_router.telemetry import log
+from kars_router.telemetry import AuditMetrics, log
 
 MOST_KEPT: Final = 4096  # records of calls that are open in the file, until they can be written
 MOST_OTHERS: Final = 1024  # above that, notes and calls of which the file knows nothing are lost
@@ -59,7 +58,7 @@ class Writer:
     settings: Audit
     storage: Storage
     signer: Signer
-    meters: Meters
+    metrics: AuditMetrics
     clock: Callable[[], float]
     began: Callable[[str, tuple[tuple[str, bool], ...]], bytes]
     passed_on: Callable[[bytes], None]
@@ -89,7 +88,7 @@ class Writer:
             self.write(Record(event, fields, call))
         except JournalError:
             self.lost += 1
-            self.meters.unwritten.inc()
+            self.metrics.unwritten.inc()
             raise
 
     def offer(self, event: records.Event, make: Callable[[str], bytes], call: str = "") -> None:
@@ -105,7 +104,7 @@ class Writer:
         except UnforcedError:
             return
         except JournalError:
-            self.meters.unwritten.inc()
+            self.metrics.unwritten.inc()
             if len(self.kept) < (MOST_KEPT if call in self.open else MOST_OTHERS):
                 self.keep(event, make(self._now()), call)
             else:
@@ -155,7 +154,7 @@ class Writer:
         if self.healthy:
             self.healthy = False
             self._since = self._now()
-            self.meters.healthy.set(0)
+            self.metrics.healthy.set(0)
             log().error("audit_unwritable", path=str(self.storage.path), error=self.error)
 
     def _force(self) -> None:
@@ -168,7 +167,7 @@ class Writer:
     def _recover(self) -> None:
         log().info("audit_writable_again", path=str(self.storage.path), lost=self.lost)
         self.healthy, self.error, self.lost = True, "", 0
-        self.meters.healthy.set(1)
+        self.metrics.healthy.set(1)
 
     def _resumed(self) -> Record:
         fields = records.Resumed(since=self._since, error=self.error, lost=self.lost)
@@ -200,7 +199,7 @@ class Writer:
         # What stands there is evidence, whatever it is: it is put aside, and the chain goes on in
         # a new file from what this process knows, so that what is missing can be seen.
         log().error("audit_file_touched", path=str(self.storage.path), how=str(touched))
-        self.meters.touched.labels(str(touched)).inc()
+        self.metrics.touched.labels(str(touched)).inc()
         self._next_file(str(touched))
 
     def _next_file(self, reason: str) -> None:
@@ -236,7 +235,7 @@ class Writer:
     def _advance(self, data: bytes, head: chain.Head, batch: tuple[Record, ...]) -> None:
         self.head = head
         self.dirty = True
-        self.meters.records.inc(len(batch))
+        self.metrics.records.inc(len(batch))
         for record in batch:
             match record.event:
                 case "accepted":

@@ -18,7 +18,7 @@ from cattrs import Converter
 
 from kars_router.config.addresses import Address
 from kars_router.config.frozenmap import FrozenMap
-from kars_router.config.marks import NO_KEY, HeaderName
+from kars_router.config.marks import NO_KEY, HeaderName, key_of
 from kars_router.config.problems import (
     InvalidConfigError,
     InvalidError,
@@ -74,12 +74,6 @@ def to_plain(config: object) -> dict[str, object]:
     """
     plain: dict[str, object] = _CONVERTER.unstructure(config)
     return plain
-
-
-def key_of(attribute: str) -> str:
-    """The key of the file for an attribute: `allowed_tools` gives `allowedTools`."""
-    head, *rest = attribute.split("_")
-    return head + "".join(word.capitalize() for word in rest)
 
 
 def _structure(raw: object, cls: type[T]) -> T:

@@ -32,3 +32,9 @@ Scope = Annotated[str, "scope"]
 Sentence = Annotated[str, "sentence"]
 Command = Annotated[tuple[str, ...], "command"]
 Json = Annotated[object, "json"]
+
+
+def key_of(attribute: str) -> str:
+    """The key of the file for an attribute: `allowed_tools` gives `allowedTools`."""
+    head, *rest = attribute.split("_")
+    return head + "".join(word.capitalize() for word in rest)

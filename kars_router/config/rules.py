@@ -12,6 +12,7 @@ from collections.abc import Set as AbstractSet
 
 from kars_router.config.addresses import is_secure
 from kars_router.config.auth import AgentAuth, Grant, Jwt, OAuth
+from kars_router.config.marks import key_of
 from kars_router.config.schema import Audit, Config, Fsync, Plugins, Server, Transport
 from kars_router.config.toolpolicy import (
     AgtProfile,
@@ -227,7 +228,7 @@ def profile_rules(read: Read, given: Given) -> Broken:
 
 def _one_of(given: Given, first: str, second: str) -> Broken:
     if first in given and second in given:
-        yield _key(second), f"cannot stand beside {_key(first)}"
+        yield key_of(second), f"cannot stand beside {key_of(first)}"
 
 
 def _names_twice(read: Read, attribute: str) -> Broken:
@@ -235,12 +236,7 @@ def _names_twice(read: Read, attribute: str) -> Broken:
     listed = read.get(attribute, ())
     names = [each.name for each in listed if each.name] if isinstance(listed, tuple) else []
     for name in sorted({name for name in names if names.count(name) > 1}):
-        yield _key(attribute), f"holds the name {name!r} more than once"
-
-
-def _key(name: str) -> str:
-    head, *rest = name.split("_")
-    return head + "".join(word.capitalize() for word in rest)
+        yield key_of(attribute), f"holds the name {name!r} more than once"
 
 
 RULES: Mapping[type, Callable[[Read, Given], Broken]] = {

@@ -4,7 +4,7 @@ An approval is used once, and that is on the disk before the call is sent, so no
 call twice. One whose agent has gone away, or whose router was killed, stays open until it expires;
 the same call of the same agent then finds it again. Owns the file. Must not know who waits.
 
-Blocks for as long as the disk takes; called from a worker thread.
+Blocks for as long as the disk takes; called from worker threads, several at a time.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 import os
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,6 +108,8 @@ class ApprovalStore:
     def __init__(self, directory: Path | None, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._swept = 0.0
+        # One connection, and worker threads: a transaction must not take in what another one says.
+        self._lock = threading.RLock()
         self.blocks = directory is not None
         place = ":memory:" if directory is None else str(directory / FILE)
         try:
@@ -218,17 +221,19 @@ class ApprovalStore:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         """All or nothing; one that fails leaves nothing open that the next would stumble over."""
-        self._rows("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._rows("COMMIT")
-        finally:
-            if self._db.in_transaction:
-                self._rows("ROLLBACK")
+        with self._lock:
+            self._rows("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._rows("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._rows("ROLLBACK")
 
     def _rows(self, statement: str, values: tuple[Any, ...] = ()) -> list[Any]:
         try:
-            return self._db.execute(statement, values).fetchall()
+            with self._lock:
+                return self._db.execute(statement, values).fetchall()
         except sqlite3.Error as error:
             raise StoreError(f"{FILE}: {error}") from error
 

@@ -101,15 +101,18 @@ async def test_a_governor_that_fails_has_said_no(
 
 
 @each_cell
-@pytest.mark.parametrize("how", [DENY, ValueError("x")], ids=["deny", "raises"])
+@pytest.mark.parametrize("how", ["denies", "raises", "hangs"])
 async def test_a_result_can_be_withheld(
-    autojump_clock: MockClock, agent: str, server: str, how: Any
+    autojump_clock: MockClock, agent: str, server: str, how: str
 ) -> None:
     async with open_cell(agent, server) as cell:
-        await govern(cell.router, Scripted(ALLOW, how))
+        said = {"denies": DENY, "raises": ValueError("x"), "hangs": None}[how]
+        await govern(cell.router, Scripted(ALLOW, said, slow_after=60.0 if how == "hangs" else 0.0))
+        before = trio.current_time()
         result = await cell.call("echo", secret="hunter2")
+        assert trio.current_time() - before < cell.router.governance.deadline + 1
         assert meta(result)["fate"] == "executed"
-        assert meta(result)["code"] == ("denied" if how is DENY else "policy_error")
+        assert meta(result)["code"] == ("denied" if how == "denies" else "policy_error")
         assert "hunter2" not in str(result)
         assert len(cell.received("tools/call")) == 1
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from attrs import field, frozen
 
-from kars_router.config.auth import ClientAuth, Grant, OAuth
+from kars_router.config.auth import JWT_TYPE, ClientAuth, Grant, OAuth
 from kars_router.transports.oauth.endpoint import Document
 from kars_router.transports.oauth.errors import TokenError, harmless
 from kars_router.transports.oauth.secrets import Secrets
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 _EXCHANGE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"
 _ACCESS_TOKEN: Final = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105 - a type's name
-_JWT: Final = "urn:ietf:params:oauth:token-type:jwt"
 _USABLE: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*\Z")  # RFC 6750 section 2.1
 _LONGEST_TOKEN: Final = 16 * 1024
 _FIELDS: Final = ("access_token", "token_type", "scope", "error", "error_description")
@@ -125,7 +124,7 @@ def read(settings: OAuth, secrets: Secrets, answer: Document) -> Issued:
         )
     if settings.grant is Grant.TOKEN_EXCHANGE:
         issued = content.get("issued_token_type", _ACCESS_TOKEN)
-        if issued not in (_ACCESS_TOKEN, _JWT):
+        if issued not in (_ACCESS_TOKEN, JWT_TYPE):
             raise TokenError(
                 f"the authorization server issued no access token but {shown(issued)}",
                 key="grant",

@@ -12,9 +12,9 @@ import pytest
 from repository import ROOT
 
 from kars_router.config.addresses import Address
-from kars_router.config.converter import key_of, to_plain
+from kars_router.config.converter import to_plain
 from kars_router.config.frozenmap import FrozenMap
-from kars_router.config.marks import NO_KEY
+from kars_router.config.marks import NO_KEY, key_of
 from kars_router.config.schema import Config
 
 PAGE = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,18 @@ def test_the_same_call_is_known_again() -> None:
 )
 def test_another_call_is_another(changes: dict[str, object]) -> None:
     assert digest_of(call(**changes)) != digest_of(call())
+
+
+def test_worker_threads_do_not_get_into_each_others_transactions(store: ApprovalStore) -> None:
+    idents = [str(each) for each in range(200)]
+    for ident in idents:
+        store.add(approval(ident, expires=10_000.0))
+
+    def use(ident: str) -> bool:
+        changed = store.change(ident, ApprovalState.PENDING, state=ApprovalState.USED)
+        return changed is not None
+
+    with ThreadPoolExecutor(8) as pool:
+        # Each is asked for twice, and is to be had once.
+        assert sum(pool.map(use, [*idents, *idents])) == len(idents)
+    assert store.pending() == []

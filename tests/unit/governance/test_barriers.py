@@ -46,12 +46,17 @@ async def test_what_is_no_decision_is_a_denial_and_counted(wrong: Any) -> None:
 
 
 async def test_a_slow_governor_is_not_waited_for(autojump_clock: MockClock) -> None:
-    governor = GuardedGovernor("mine", Scripted(Decision(ruling=Ruling.ALLOW), slow=60))
-    before = trio.current_time()
-    decision = await governor.before_call(CALL, seconds=2)
-    assert decision is not None
-    assert decision.ruling is Ruling.DENY
-    assert trio.current_time() - before == 2
+    slow = Scripted(Decision(ruling=Ruling.ALLOW), slow=60, slow_after=60)
+    governor = GuardedGovernor("mine", slow)
+    for asked in (
+        lambda: governor.before_call(CALL, seconds=2),
+        lambda: governor.after_call(CALL, END, seconds=2),
+    ):
+        before = trio.current_time()
+        decision = await asked()
+        assert decision is not None
+        assert (decision.ruling, decision.code) == (Ruling.DENY, "policy_error")
+        assert trio.current_time() - before == 2
 
 
 async def test_only_a_denial_withholds_a_result() -> None:

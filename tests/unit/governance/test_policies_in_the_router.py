@@ -89,16 +89,58 @@ async def test_a_reload_while_a_call_runs_neither_frees_nor_keeps_its_slot(
         assert await passes(other)
 
 
-async def test_a_spent_budget_stays_spent_in_the_next_router(
-    tmp_path: Path, autojump_clock: MockClock
+@pytest.mark.parametrize(
+    ("limit", "refusal"),
+    [
+        ({"budgets": [{"calls": 2}]}, "budget_spent"),
+        ({"budgets": [{"calls": 2, "period": "session"}]}, "budget_spent"),
+        ({"rateLimits": [{"calls": 2, "window": "1h", "per": ["agent"]}]}, "rate_limited"),
+        ({"rateLimits": [{"calls": 2, "window": "1h", "per": ["server", "tool"]}]}, "rate_limited"),
+    ],
+    ids=str,
+)
+async def test_what_is_used_up_stays_used_up_in_the_next_router(
+    tmp_path: Path, autojump_clock: MockClock, limit: dict[str, Any], refusal: str
 ) -> None:
-    policy = {"default": "allow", "budgets": [{"name": "two", "calls": 2}]}
-    for expected in (["", ""], ["budget_spent"]):
+    policy = {"name": "p", "default": "allow", **limit}
+    known: PlainAgent | None = None
+    for expected in (["", ""], [refusal]):
         async with open_bench(policies=[policy], state=tmp_path) as bench:
-            agent = await bench.connect()
+            agent = bench.agent()
+            if known is None:
+                await agent.initialize()
+            else:
+                agent.session, agent.server = known.session, known.server
             results = [await agent.call("box__echo") for _ in expected]
+        known = agent
         got = [code(each) if each.get("isError") else "" for each in results]
         assert got == expected
+
+
+@pytest.mark.parametrize(
+    ("per", "refused"),
+    [
+        ("agent", {"one a read", "one a echo", "one b read"}),
+        ("server", {"one a read", "one a echo", "two a read"}),
+        ("tool", {"one a read", "two a read"}),
+    ],
+)
+async def test_a_limit_is_for_each_agent_server_or_tool(
+    autojump_clock: MockClock, per: str, refused: set[str]
+) -> None:
+    limit = {"calls": 1, "window": "1h", "per": [per]}
+    policy = {"name": "p", "default": "allow", "rateLimits": [limit]}
+    async with open_bench(configured={"a": {}, "b": {}}, policies=[policy]) as bench:
+        agents = {"one": await bench.connect(), "two": await bench.connect()}
+        assert await agents["one"].call("a__read")
+        got = set()
+        for words in ("one a read", "one a echo", "one b read", "two a read"):
+            who, server, tool = words.split()
+            result = await agents[who].call(f"{server}__{tool}")
+            if result.get("isError"):
+                assert code(result) == "rate_limited"
+                got.add(words)
+        assert got == refused
 
 
 async def test_a_second_session_and_another_spelling_get_past_nothing(
