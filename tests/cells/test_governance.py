@@ -106,7 +106,7 @@ async def test_a_result_can_be_withheld(
     autojump_clock: MockClock, agent: str, server: str, how: str
 ) -> None:
     async with open_cell(agent, server) as cell:
-        said = {"denies": DENY, "raises": ValueError("x"), "hangs": None}[how]
+        said: Any = {"denies": DENY, "raises": ValueError("x"), "hangs": None}[how]
         await govern(cell.router, Scripted(ALLOW, said, slow_after=60.0 if how == "hangs" else 0.0))
         before = trio.current_time()
         result = await cell.call("echo", secret="hunter2")

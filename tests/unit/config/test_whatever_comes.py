@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kars_router.config import auth, schema, toolpolicy
-from kars_router.config.marks import key_of
 from kars_router.config.load import build, load
+from kars_router.config.marks import key_of
 from kars_router.config.problems import InvalidConfigError
 from kars_router.errors import ConfigError
 

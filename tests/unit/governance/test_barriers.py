@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -48,12 +48,13 @@ async def test_what_is_no_decision_is_a_denial_and_counted(wrong: Any) -> None:
 async def test_a_slow_governor_is_not_waited_for(autojump_clock: MockClock) -> None:
     slow = Scripted(Decision(ruling=Ruling.ALLOW), slow=60, slow_after=60)
     governor = GuardedGovernor("mine", slow)
-    for asked in (
+    asked: tuple[Callable[[], Awaitable[Decision | None]], ...] = (
         lambda: governor.before_call(CALL, seconds=2),
         lambda: governor.after_call(CALL, END, seconds=2),
-    ):
+    )
+    for ask in asked:
         before = trio.current_time()
-        decision = await asked()
+        decision = await ask()
         assert decision is not None
         assert (decision.ruling, decision.code) == (Ruling.DENY, "policy_error")
         assert trio.current_time() - before == 2
