@@ -1,14 +1,16 @@
-"""What network egress a server's URL needs, as rules of a Kubernetes NetworkPolicy.
+"""What network egress servers need, and the Kubernetes NetworkPolicy that opens it and no more.
 
-Pure: what a Service says is asked of the caller, nothing is looked up here. Must not know policies
-as a whole, which belong to whoever writes them, nor which address a name leads to, which the
-router checks when it connects.
+Pure: what a Service says is asked of the caller, nothing is looked up here. Must not know which
+address a name leads to, which the router checks when it connects.
 """
 
 from __future__ import annotations
 
 from kars_router.egress.explain import explain
+from kars_router.egress.networkpolicy import Dns, sandbox_policy
 from kars_router.egress.rules import ANNOTATION, PRIVATE, SourcedRule, merge, summary, tell_sources
+from kars_router.egress.servers import needed_by
+from kars_router.egress.services import service_from
 from kars_router.egress.values import (
     DEFAULT_DOMAIN,
     Explanation,
@@ -23,6 +25,7 @@ __all__ = [
     "ANNOTATION",
     "DEFAULT_DOMAIN",
     "PRIVATE",
+    "Dns",
     "Explanation",
     "Place",
     "Rule",
@@ -32,6 +35,9 @@ __all__ = [
     "SourcedRule",
     "explain",
     "merge",
+    "needed_by",
+    "sandbox_policy",
+    "service_from",
     "summary",
     "tell_sources",
 ]

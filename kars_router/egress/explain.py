@@ -19,7 +19,7 @@ from kars_router.egress.values import (
     ServiceLookup,
 )
 
-_COVERED: Final = 443  # there the base policy lets every sandbox out to public addresses
+_COVERED: Final = 443  # there the base policy lets out to public addresses
 
 
 def explain(
@@ -70,7 +70,7 @@ def _of_address(about: Explanation, target: Target, address: Address) -> Explana
     private = rules.is_private(address)
     if target.port == _COVERED and not private:
         reason = f"{target.host} is public, and the base policy opens port {_COVERED}."
-        return evolve(about, reason=reason)
+        return evolve(about, reason=reason, https=True)
     what = "private" if private else "public"
     return evolve(
         about,
@@ -83,13 +83,15 @@ def _of_world(about: Explanation, target: Target, networks: Sequence[str]) -> Ex
     port = target.port
     where = f"{target.host} is outside of the cluster"
     if port == _COVERED and not networks:
-        return evolve(about, reason=f"{where}, and the base policy opens port {port}.")
+        reason = f"{where}, and the base policy opens port {port}."
+        return evolve(about, reason=reason, https=True)
     if port == _COVERED:
         return evolve(
             about,
             rule=rules.to_networks(networks, port),
             reason=f"{where}; the base policy opens port {port} of public addresses, and this that "
             "of the networks which are allowed.",
+            https=True,
         )
     return evolve(
         about,

@@ -71,6 +71,7 @@ class Explanation:
         rule: the egress rule; None if none is needed, or if the URL is invalid.
         reason: one sentence. Holds nothing of the URL but its host and port.
         exact: whether the rule admits the very pods, as the Service could be read.
+        https: whether port 443 of public addresses, which the base policy opens, is needed.
     """
 
     url: str = field(repr=False)
@@ -81,6 +82,7 @@ class Explanation:
     rule: Rule | None = None
     reason: str = ""
     exact: bool = False
+    https: bool = False
 
     def plain(self) -> dict[str, Any]:
         """As `kars egress explain -o json` prints it."""
