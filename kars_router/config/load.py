@@ -65,7 +65,7 @@ def load(
         pinned: whether the lock of tools is read; only who is about to write it does without.
 
     Returns:
-        A configuration with at least one server, its paths absolute.
+        A configuration, its paths absolute; without servers only if `servers` is `{}`.
 
     Raises:
         ConfigError: with every problem (an `InvalidConfigError`, so with paths as values too).
@@ -154,7 +154,8 @@ def build(
         if servers is None or isinstance(servers, Mapping):
             document["servers"] = {**(servers or {})}
             found += _add_upstreams(document["servers"], upstreams, flags)
-            if not document["servers"] and not upstreams:
+            # Only who writes `servers: {}` means none: a sandbox whose servers are not there yet.
+            if not document["servers"] and not upstreams and servers is None:
                 found.append(Problem(("servers",), "name at least one server"))
         base = Path.cwd() / (base or "")
         found += outside_problems(document, base, environ)

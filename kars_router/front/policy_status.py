@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import define, field
 
-from kars_router.config.digests import digest_of, digest_of_plain
+from kars_router.config.digests import digest_of_all, enforced_by
 from kars_router.config.schema import Config
 
 
@@ -36,18 +36,11 @@ class PolicyStatus:
     def adopt(self, config: Config) -> None:
         """A configuration has been put in force."""
         self.loaded = _now()
-        entries = [
-            ("ToolPolicy", policy.name or f"policies[{index}]", digest_of(policy))
-            for index, policy in enumerate(config.policies)
-        ]
-        entries += [("McpServer", name, digest_of(s)) for name, s in config.servers.items()]
-        pins = getattr(config, "pins", None)
-        if pins is not None:
-            entries.append(("ToolsLock", str(config.tools_lock), digest_of_plain(_thawed(pins))))
+        enforced = enforced_by(config)
         self.entries = [
-            {"kind": kind, "name": name, "digest": digest} for kind, name, digest in entries
+            {"kind": each.kind, "name": each.name, "digest": each.digest} for each in enforced
         ]
-        self.digest = digest_of_plain(self.entries)
+        self.digest = digest_of_all(enforced)
         self.refused, self.refused_at = (), None
 
     def refuse(self, problems: Sequence[str]) -> None:
@@ -69,6 +62,3 @@ class PolicyStatus:
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
-
-def _thawed(pins: Any) -> Any:
-    return {name: _thawed(each) for name, each in pins.items()} if hasattr(pins, "items") else pins

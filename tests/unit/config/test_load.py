@@ -71,12 +71,14 @@ def test_a_syntax_error_is_one_problem_with_line_and_column() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "text", ["", "# nothing\n", "{}", "servers:\n", "servers: {}", "reload: true"]
-)
+@pytest.mark.parametrize("text", ["", "# nothing\n", "{}", "servers:\n", "reload: true"])
 def test_a_configuration_needs_a_server(text: str) -> None:
     assert refusal(text) == ("servers: name at least one server",)
     assert list(parse(text, upstreams=["web=http://h/"]).servers) == ["web"]
+
+
+def test_who_says_that_there_are_no_servers_means_it() -> None:
+    assert list(parse("servers: {}").servers) == []
 
 
 @pytest.mark.parametrize("text", ["[]", "5", "text", "- servers"])
