@@ -1,9 +1,9 @@
-"""Plain data to configuration values and back: the only place that knows cattrs.
+"""Plain data to configuration values.
 
 Owns one converter. It replaces cattrs' generated hooks for classes, so that problems come in the
 order of the file, every mistake is found in one pass and the rules that span keys run even when
-one of the keys is wrong; cattrs does the dispatch by type, in both directions. Knows no files, no
-environment.
+one of the keys is wrong; cattrs does the dispatch by type. The way back is `plain`. Knows no files,
+no environment.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 from operator import eq
-from typing import Any, TypeVar, cast, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args
 
-import attrs
 from cattrs import Converter
 
-from kars_router.config.addresses import Address
 from kars_router.config.frozenmap import FrozenMap
-from kars_router.config.marks import NO_KEY, HeaderName, key_of
+from kars_router.config.marks import HeaderName
+from kars_router.config.plain import to_plain
 from kars_router.config.problems import (
     InvalidConfigError,
     InvalidError,
@@ -29,9 +28,19 @@ from kars_router.config.problems import (
     show,
     suggest,
 )
+from kars_router.config.resource_rules import RESOURCE_RULES
 from kars_router.config.rules import RULES
 from kars_router.config.schema import Config, Server
-from kars_router.config.values import HOOKS, MARK_HOOKS, MARK_PLAIN, PLAIN, Hook, string_pairs
+from kars_router.config.shapes import (
+    fields_by_key,
+    is_map,
+    is_section,
+    is_tuple,
+    takes_further_keys,
+)
+from kars_router.config.values import HOOKS, MARK_HOOKS, Hook, string_pairs
+
+__all__ = ["structure_config", "structure_section", "structure_server", "to_plain"]
 
 T = TypeVar("T")
 
@@ -66,14 +75,17 @@ def structure_server(raw: object, path: Sequence[Key] = (), source: str = "") ->
         raise InvalidConfigError(found, source) from None
 
 
-def to_plain(config: object) -> dict[str, object]:
-    """A configuration, or a section of one, as plain data for people: every key, with defaults.
+def structure_section(raw: object, cls: type[T]) -> T:
+    """Structures a section of any class that `schema` or `resources` knows.
 
-    Values of `headers` and `env` and queries of URLs are hidden, since they may be secrets; all
-    else, when structured again, gives an equal configuration.
+    Args:
+        raw: plain data.
+        cls: the section's class.
+
+    Raises:
+        InvalidError: with every problem, in the order of the data.
     """
-    plain: dict[str, object] = _CONVERTER.unstructure(config)
-    return plain
+    return _structure(raw, cls)
 
 
 def _structure(raw: object, cls: type[T]) -> T:
@@ -83,18 +95,10 @@ def _structure(raw: object, cls: type[T]) -> T:
         raise InvalidError(in_file_order(error.problems, raw)) from None
 
 
-def _fields(cls: type[Any]) -> dict[str, attrs.Attribute[Any]]:
-    # Resolved annotations keep their marks: `Annotated` is an extra.
-    return {
-        key_of(each.name): each
-        for each in attrs.fields(attrs.resolve_types(cls))
-        if each.metadata != NO_KEY
-    }
-
-
 def _class_hook(cls: type[Any]) -> Hook:
-    fields = _fields(cls)
-    rules = RULES.get(cls)
+    fields = fields_by_key(cls)
+    rules = RULES.get(cls) or RESOURCE_RULES.get(cls)
+    open_ended = takes_further_keys(cls)
 
     def structure(raw: object, _: Any) -> Any:
         read: dict[str, Any] = {}
@@ -102,6 +106,8 @@ def _class_hook(cls: type[Any]) -> Hook:
         problems: list[Problem] = []
         for key, value in string_pairs(raw, problems):
             each = fields.get(key)
+            if each is None and open_ended:
+                continue
             if each is None:
                 problems.append(Problem((key,), f"is not a known key{suggest(key, fields)}"))
                 continue
@@ -172,56 +178,19 @@ def _tuple_hook(type_: Any) -> Hook:
     return structure
 
 
-def _class_plain(cls: type[Any]) -> Any:
-    fields = _fields(cls)
-    return lambda value: {
-        key: _CONVERTER.unstructure(getattr(value, each.name), unstructure_as=each.type)
-        for key, each in fields.items()
-    }
-
-
-def _map_plain(type_: Any) -> Any:
-    value_type = get_args(type_)[1]
-    return lambda value: {
-        key: _CONVERTER.unstructure(each, unstructure_as=value_type) for key, each in value.items()
-    }
-
-
-def _tuple_plain(type_: Any) -> Any:
-    item_type = get_args(type_)[0]
-    return lambda value: [_CONVERTER.unstructure(each, unstructure_as=item_type) for each in value]
-
-
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and attrs.has(kind) and kind is not Address
-
-
-def _is_map(kind: Any) -> bool:
-    return get_origin(kind) is FrozenMap
-
-
-def _is_tuple(kind: Any) -> bool:
-    return get_origin(kind) is tuple
-
-
 def _make_converter() -> Converter:
     # Without "detailed validation" an exception of ours comes through as it is.
     made = Converter(detailed_validation=False)
-    for shape, hook_for, plain_for in (
-        (_is_section, _class_hook, _class_plain),
-        (_is_map, _map_hook, _map_plain),
-        (_is_tuple, _tuple_hook, _tuple_plain),
+    for shape, hook_for in (
+        (is_section, _class_hook),
+        (is_map, _map_hook),
+        (is_tuple, _tuple_hook),
     ):
         made.register_structure_hook_factory(shape, hook_for)
-        made.register_unstructure_hook_factory(shape, plain_for)
     for kind, hook in HOOKS:
         made.register_structure_hook(kind, hook)
-    for kind, plain in PLAIN:
-        made.register_unstructure_hook(kind, plain)
     for mark, hook in MARK_HOOKS:
         made.register_structure_hook_func(partial(eq, mark), hook)
-    for mark, plain in MARK_PLAIN:
-        made.register_unstructure_hook_func(partial(eq, mark), plain)
     return made
 
 

@@ -32,6 +32,11 @@ Scope = Annotated[str, "scope"]
 Sentence = Annotated[str, "sentence"]
 Command = Annotated[tuple[str, ...], "command"]
 Json = Annotated[object, "json"]
+# Of Kubernetes: a whole name, one label of it, a container's image, an amount of a resource.
+ObjectName = Annotated[str, "object name"]
+Label = Annotated[str, "label"]
+Image = Annotated[str, "image"]
+Quantity = Annotated[str, "quantity"]
 
 
 def key_of(attribute: str) -> str:

@@ -32,6 +32,13 @@ _SCOPE = re.compile(r"[!#-\[\]-~]{1,256}\Z")  # RFC 6749 section 3.3
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}\Z")
 
 _SERVER_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
+# RFC 1123, as Kubernetes has it.
+LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
+OBJECT_NAME = re.compile(
+    r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*\Z"
+)
+_IMAGE = re.compile(r"[!-~]{1,1024}\Z")
+_QUANTITY = re.compile(r"[0-9]{1,15}(\.[0-9]{1,9})?(m|u|n|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?\Z")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
 
 
@@ -83,6 +90,14 @@ def _priority(raw: object, _: Any) -> int:
             f"must be a whole number from -{LARGEST_COUNT} to {LARGEST_COUNT}, not {show(raw)}"
         )
     return raw
+
+
+def _quantity_of_a_resource(raw: object, _: Any) -> str:
+    whole = isinstance(raw, int) and not isinstance(raw, bool)
+    text = str(raw) if whole else _string(raw)
+    if not _QUANTITY.match(text):
+        raise invalid(f"must be a quantity such as 500m, 2 or 1Gi, not {show(raw)}")
+    return text
 
 
 def _sentence(raw: object, _: Any) -> str:
@@ -285,6 +300,10 @@ MARK_HOOKS: tuple[tuple[Any, Hook], ...] = (
         _matching(_POINTER, "must be a JSON pointer: each step is / and a name, ~ is ~0, / is ~1"),
     ),
     (marks.Scope, _matching(_SCOPE, "must be a scope: printable ASCII without spaces and quotes")),
+    (marks.ObjectName, _matching(OBJECT_NAME, "must be the name of an object in the cluster")),
+    (marks.Label, _matching(LABEL, "must be a name of 1 to 63 lower-case letters, digits, dashes")),
+    (marks.Image, _matching(_IMAGE, "must be an image's name, without white space")),
+    (marks.Quantity, _quantity_of_a_resource),
 )
 
 # Back to plain data; what is not named here is plain already.
@@ -302,3 +321,5 @@ MARK_PLAIN: tuple[tuple[Any, Callable[[Any], object]], ...] = (
     (marks.Secret, lambda _: HIDDEN),
     (marks.Json, _thaw),
 )
+# Whose plain form is for eyes that should see no secret.
+HIDDEN_MARKS: tuple[Any, ...] = (marks.Url, marks.HttpUrl, marks.HeaderValue, marks.Secret)
