@@ -1,4 +1,6 @@
-"""Run one command in the directory of every plugin, and of the template of one.
+"""Run one command in the directory of every distribution beside the core.
+
+That is every plugin, the template of one, and what stands in `contrib/`.
 
 Fails if the command fails in any of them.
 
@@ -12,12 +14,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PLACES = ("contrib", "plugins", "examples")
 PROJECTS = "*/pyproject.toml"
 
 
 def plugins(root: Path) -> list[Path]:
-    """The directories in `plugins/` and `examples/` that are distributions."""
-    found = (path for where in ("plugins", "examples") for path in (root / where).glob(PROJECTS))
+    """The directories in `PLACES` that are distributions."""
+    found = (path for where in PLACES for path in (root / where).glob(PROJECTS))
     return sorted(path.parent for path in found)
 
 

@@ -73,6 +73,11 @@ class TestEachPlugin:
         assert each_plugin.main(["sh", "-c", "basename $PWD; [ $PWD != */a ]; exit 1"], root) == 1
         assert capfd.readouterr().err == "failed in: a, b\n"
 
+    def test_what_stands_in_contrib_is_found_as_well(self, root: Path) -> None:
+        (root / "contrib" / "c").mkdir(parents=True)
+        (root / "contrib" / "c" / "pyproject.toml").touch()
+        assert [each.name for each in each_plugin.plugins(root)] == ["c", "a", "b"]
+
     def test_all_is_well(self, root: Path) -> None:
         assert each_plugin.main(["test", "-f", "pyproject.toml"], root) == 0
 

@@ -1,0 +1,1 @@
+"""An operator that turns custom resources into routed sandboxes."""
