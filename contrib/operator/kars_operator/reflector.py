@@ -1,0 +1,385 @@
+"""A copy of one resource's objects in memory that follows the API server.
+
+Owns listing, watching and everything that can go wrong with both: what is missed by a watch is
+found by the next list, and what a list no longer has is reported as deleted. Must not know what
+anybody does with a change. Nothing that the API server says or does not say ends a reflector.
+
+Source: https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from enum import Enum
+from typing import Any, Final, Protocol
+
+import trio
+from attrs import field, frozen
+
+from kars_operator import store as stores
+from kars_operator.backoff import Growth, asked_delay
+from kars_operator.store import Change, IndexFunction, Object, Store
+from kars_router.errors import KarsError, UserError
+from kars_router.kube.errors import (
+    AnswerError,
+    ForbiddenError,
+    GoneError,
+    KubeError,
+    NotFoundError,
+    UnreachableError,
+)
+from kars_router.kube.resources import Resource
+from kars_router.telemetry import log
+
+# So many watches that brought nothing, and what is known is listed anew: the version may be one
+# that the server never had (it was restored from a backup), or a proxy holds events back.
+_UNHEARD: Final = 3
+# A watch that was open for so long was worth opening, even if nothing has happened.
+_WORTHWHILE_SECONDS: Final = 5.0
+# A single dropped connection is not worth a person's attention.
+_WARN_AT: Final = 2
+
+
+class State(Enum):
+    """How a reflector stands with its resource."""
+
+    STARTING = "starting"
+    WATCHING = "watching"
+    FAILING = "failing"
+    FORBIDDEN = "forbidden"
+    ABSENT = "absent"
+
+
+class WatchEvent(Protocol):
+    """One event of a watch."""
+
+    @property
+    def type(self) -> str:
+        """`ADDED`, `MODIFIED`, `DELETED` or `BOOKMARK`."""
+        ...
+
+    @property
+    def object(self) -> dict[str, Any]:
+        """The object, or of a bookmark only its version."""
+        ...
+
+
+class Listed(Protocol):
+    """All pages of a list."""
+
+    @property
+    def items(self) -> Iterable[dict[str, Any]]:
+        """The objects."""
+        ...
+
+    @property
+    def resource_version(self) -> str:
+        """The version of the whole; a watch from here misses nothing."""
+        ...
+
+
+class Source(Protocol):
+    """The part of `kars_router.kube.Kube` that a reflector needs."""
+
+    async def list(
+        self, resource: Resource, namespace: str | None = None, *, labels: str, fields: str
+    ) -> Listed:
+        """All objects."""
+        ...
+
+    def watch(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        resource_version: str,
+        labels: str,
+        fields: str,
+        seconds: float,
+    ) -> AbstractAsyncContextManager[AsyncIterator[WatchEvent]]:
+        """All changes since a version."""
+        ...
+
+
+@frozen(kw_only=True)
+class Pace:
+    """The patience of a reflector, all in seconds.
+
+    Attributes:
+        watch: how long the server is asked to keep a watch open; up to twice that, so that not
+            all watches end at once.
+        silence: a watch without an event or a bookmark for so long is taken for dead. API servers
+            send a bookmark every minute.
+        listing: for all pages of a list.
+        resync: all objects are offered again this often.
+        absent: between tries while the resource is not served, or we may not read it.
+        growth: of the delays between tries when something fails.
+    """
+
+    watch: float = 300.0
+    silence: float = 150.0
+    listing: float = 120.0
+    resync: float = 600.0
+    absent: float = 15.0
+    growth: Growth = field(factory=lambda: Growth(0.2, 30.0))
+
+
+class Reflector:
+    """Follows the objects of one resource.
+
+    Args:
+        kube: the API server.
+        resource: what to follow.
+        namespace: where; None for all namespaces.
+        labels: a label selector; empty for all objects.
+        fields: a field selector.
+        trim: gives what is kept of an object; must take any object that the server accepts, must
+            not change it, and has to leave name, namespace, uid and resourceVersion alone.
+        changed: told of every change and, at each resync, of every object; must not raise or
+            wait. When it is told, the store is up to date already.
+        indexes: of the store.
+        optional: whether a resource that the server does not serve counts as one without objects,
+            so that nobody waits for it. It is followed as soon as it is served.
+        pace: its patience.
+        random: returns a float in [0, 1).
+
+    Attributes:
+        store: the objects as they were last seen.
+        state: how it stands with the resource.
+        problem: what is wrong, as one sentence; empty if nothing is.
+        relists: successful lists.
+        restarts: watches opened after the first.
+        failures: lists and watches that failed.
+        silences: watches that were given up because nothing came.
+        events: events other than bookmarks.
+        heard_at: when the server was heard last, on Trio's clock; None before.
+    """
+
+    def __init__(
+        self,
+        kube: Source,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        labels: str = "",
+        fields: str = "",
+        trim: Callable[[Object], Object] = stores.trim,
+        changed: Callable[[Change], None] = lambda _: None,
+        indexes: Mapping[str, IndexFunction] | None = None,
+        optional: bool = False,
+        pace: Pace | None = None,
+        random: Callable[[], float] = random.random,
+    ) -> None:
+        self.resource = resource
+        self.store = Store(indexes)
+        self.state = State.STARTING
+        self.problem = ""
+        self.relists = 0
+        self.restarts = 0
+        self.failures = 0
+        self.silences = 0
+        self.events = 0
+        self.heard_at: float | None = None
+        self._kube = kube
+        self._namespace = namespace
+        self._labels = labels
+        self._fields = fields
+        self._trim = trim
+        self._changed = changed
+        self._optional = optional
+        self._pace = pace or Pace()
+        self._random = random
+        self._synced = trio.Event()
+        self._version = ""
+        self._opened = 0
+        self._failed = 0  # lists and watches in a row
+        self._unheard = 0  # watches in a row that brought nothing
+
+    @property
+    def synced(self) -> bool:
+        """Whether all objects have been seen once."""
+        return self._synced.is_set()
+
+    async def wait_synced(self) -> None:
+        """Waits until all objects have been seen once and `changed` was told of them."""
+        await self._synced.wait()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Follows the resource until cancelled; `wait_synced` says when it is known."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._resync)
+            task_status.started()
+            while True:
+                await self._follow()
+
+    async def _follow(self) -> None:
+        """Lists once and then watches, until another list is needed."""
+        try:
+            await self._relist()
+            while self._unheard < _UNHEARD:
+                await self._watch()
+        except GoneError as error:
+            # Expected after a long interruption, so the list is not kept waiting the first time.
+            log().info("reflector_expired", **self._named, version=self._version)
+            self._failed += 1
+            if self._failed > 1:
+                await self._pause(error)
+        except (NotFoundError, ForbiddenError) as error:
+            await self._stand_by(error)
+        except (KubeError, UserError) as error:  # the latter: no credentials just now
+            await self._fail(error)
+
+    async def _relist(self) -> None:
+        self._unheard = 0
+        try:
+            with trio.fail_after(self._pace.listing):
+                listing = await self._kube.list(
+                    self.resource, self._namespace, labels=self._labels, fields=self._fields
+                )
+        except trio.TooSlowError as error:
+            seconds = f"{self._pace.listing:g} s"
+            raise UnreachableError(f"the list did not come to an end within {seconds}") from error
+        self.relists += 1
+        self._hear()
+        self._version = listing.resource_version
+        self._tell(self.store.replace([self._kept(each) for each in listing.items]))
+        if not self._synced.is_set():
+            log().info("reflector_synced", **self._named, objects=len(self.store))
+            self._synced.set()
+
+    async def _watch(self) -> None:
+        """One watch to its end, and the delay before the next.
+
+        Raises:
+            GoneError: the version is too old.
+            NotFoundError: the resource is no longer served.
+            ForbiddenError: we may no longer read it.
+        """
+        began, heard = trio.current_time(), False
+        seconds = self._pace.watch * (1 + self._random())
+        self.restarts += self._opened > 0
+        self._opened += 1
+        failure: KarsError | None = None
+        try:
+            with trio.move_on_after(self._pace.silence) as patience:
+                async with self._kube.watch(
+                    self.resource,
+                    self._namespace,
+                    resource_version=self._version,
+                    labels=self._labels,
+                    fields=self._fields,
+                    seconds=seconds,
+                ) as events:
+                    self._recover()
+                    async for event in events:
+                        patience.deadline = trio.current_time() + self._pace.silence
+                        heard = True
+                        self._failed = self._unheard = 0
+                        self._take(event)
+            if patience.cancelled_caught:
+                self.silences += 1
+                log().info("reflector_silence", **self._named, seconds=self._pace.silence)
+        except (GoneError, NotFoundError, ForbiddenError):
+            raise
+        except (KubeError, UserError) as error:
+            failure = error
+        self._unheard += not heard
+        if failure is None and (heard or trio.current_time() - began >= _WORTHWHILE_SECONDS):
+            self._failed = 0
+            # An end is no failure, but all watches of a server that stops end at once.
+            await trio.sleep(self._pace.growth.delay(1, self._random))
+        else:
+            await self._fail(failure or UnreachableError("the watch ended as soon as it was open"))
+
+    def _take(self, event: WatchEvent) -> None:
+        self._hear()
+        if event.type != "BOOKMARK":
+            self.events += 1
+            found = self._kept(event.object)
+            if event.type == "DELETED":
+                self._tell(self.store.remove(stores.key_of(found), last=found))
+            else:
+                self._tell(self.store.put(found))
+        self._version = _version_of(event.object) or self._version
+
+    def _kept(self, found: Object) -> Object:
+        try:
+            stores.key_of(found)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise AnswerError(
+                f"there is an object without a name among the {self._what}"
+            ) from error
+        # In a list the objects of most kinds come without these two.
+        named = {"apiVersion": self.resource.api_version, "kind": self.resource.kind}
+        return self._trim({**named, **found})
+
+    def _tell(self, changes: Iterable[Change]) -> None:
+        for change in changes:
+            self._changed(change)
+
+    async def _resync(self) -> None:
+        # Offering again what is known mends what a reader of changes has missed or forgotten.
+        while True:
+            await trio.sleep(self._pace.resync * (0.9 + self._random() / 5))
+            for known in self.store:
+                self._changed(Change(stores.key_of(known), known, known))
+
+    def _hear(self) -> None:
+        self.heard_at = trio.current_time()
+
+    def _recover(self) -> None:
+        self._hear()
+        if self.state is State.FAILING and self._failed >= _WARN_AT:
+            log().info("reflector_recovered", **self._named, failures=self._failed)
+        elif self.state in {State.ABSENT, State.FORBIDDEN}:
+            log().info("reflector_recovered", **self._named, was=self.state.value)
+        self.state, self.problem = State.WATCHING, ""
+
+    async def _stand_by(self, error: NotFoundError | ForbiddenError) -> None:
+        """Waits for a definition that is yet to be installed, or a right that is yet to be given.
+
+        What was known stays known: a server that is starting up says for a moment that it does
+        not serve resources which it does serve, and that must not look like their deletion.
+        """
+        self.failures += 1
+        absent = isinstance(error, NotFoundError)
+        state = State.ABSENT if absent else State.FORBIDDEN
+        self.problem = (
+            f"the API server does not serve {self._what}; is the definition installed?"
+            if absent
+            else f"the operator may not list and watch {self._what}: {error}"
+        )
+        if self.state is not state:
+            self.state = state
+            level = "info" if absent and self._optional else "warning"
+            getattr(log(), level)("reflector_waits", **self._named, problem=self.problem)
+        if absent and self._optional:
+            self._synced.set()
+        await trio.sleep(self._pace.absent * (0.5 + self._random() / 2))
+
+    async def _fail(self, error: KarsError) -> None:
+        self.failures += 1
+        self._failed += 1
+        self.state, self.problem = State.FAILING, f"{self._what} cannot be followed: {error}"
+        say = log().warning if self._failed == _WARN_AT else log().debug
+        say("reflector_failing", **self._named, error=str(error), failures=self._failed)
+        await self._pause(error)
+
+    async def _pause(self, error: KarsError) -> None:
+        floor = asked_delay(error)
+        await trio.sleep(self._pace.growth.delay(self._failed, self._random, floor=floor))
+
+    @property
+    def _what(self) -> str:
+        where = f" in {self._namespace}" if self._namespace else ""
+        return f"{self.resource.plural}{where}"
+
+    @property
+    def _named(self) -> dict[str, str]:
+        return {"resource": self.resource.plural, "namespace": self._namespace or "*"}
+
+
+def _version_of(found: Mapping[str, Any]) -> str:
+    return str((found.get("metadata") or {}).get("resourceVersion") or "")
