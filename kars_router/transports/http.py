@@ -104,6 +104,7 @@ class TrioTransport(httpx.AsyncBaseTransport):
         opener: makes connections in place of the one that sees to that. For an exact
             `Exchange.accepted` its streams are `CountedStream`s or `trio.SSLStream`s over them;
             with any other stream, a send that fails counts as partly accepted.
+        trust: makes the TLS context of each new connection, in place of the one with `ca_file`.
 
     Raises:
         httpx.UnsupportedProtocol: `origin` is neither http nor https.
@@ -118,6 +119,7 @@ class TrioTransport(httpx.AsyncBaseTransport):
         ca_file: Path | str | None = None,
         allowed_networks: Iterable[str] = (),
         opener: Opener | None = None,
+        trust: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         url = httpx.URL(origin)
         if url.scheme not in _PORTS or not url.host:
@@ -128,6 +130,7 @@ class TrioTransport(httpx.AsyncBaseTransport):
         self._port = url.port or _PORTS[url.scheme]
         self._ca_file = ca_file
         self._context: ssl.SSLContext | None = None
+        self._trust = trust
         self._opener = opener or guarded_opener(self._host, allowed_networks)
         self._pool = Pool(max_connections)
 
@@ -201,7 +204,9 @@ class TrioTransport(httpx.AsyncBaseTransport):
             raise httpx.ConnectError("the transport has been closed", request=reply.request)
 
     async def _open(self) -> trio.abc.Stream:
-        if self._scheme == "https" and self._context is None:
+        if self._scheme == "https" and self._trust is not None:
+            self._context = self._trust()
+        elif self._scheme == "https" and self._context is None:
             # Once, and late: it reads every certificate of the system, which takes a while.
             self._context = trusting(self._ca_file)
         return await self._opener(self._host, self._port, self._context)

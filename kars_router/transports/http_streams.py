@@ -104,7 +104,12 @@ def guarded_opener(host: str, networks: Iterable[str] = ()) -> Opener:
 
 
 async def open_stream(
-    host: str, port: int, context: ssl.SSLContext | None, *, guard: Guard | None = None
+    host: str,
+    port: int,
+    context: ssl.SSLContext | None,
+    *,
+    guard: Guard | None = None,
+    server_name: str | None = None,
 ) -> trio.abc.Stream:
     """Connect over TCP, and TLS if there is a context.
 
@@ -113,6 +118,7 @@ async def open_stream(
         port: 1 to 65535.
         context: checks the server's certificate against `host`, which is also sent as SNI.
         guard: says which addresses of `host` may be connected to; without one, the usual ones.
+        server_name: stands in for `host` in TLS.
 
     Raises:
         AddressRefusedError: none of its addresses may be.
@@ -128,9 +134,8 @@ async def open_stream(
     try:
         # RFC 6066 section 3: no trailing dot in SNI. `https_compatible`: RFC 9112 section 9.8; many
         # servers close without a close_notify, and framing tells a cut body anyway.
-        tls = trio.SSLStream(
-            tcp, context, server_hostname=host.removesuffix("."), https_compatible=True
-        )
+        name = server_name or host.removesuffix(".")
+        tls = trio.SSLStream(tcp, context, server_hostname=name, https_compatible=True)
         await tls.do_handshake()
     except BaseException:
         with trio.move_on_after(_CLOSE_SECONDS, shield=True):
