@@ -32,10 +32,12 @@ Scope = Annotated[str, "scope"]
 Sentence = Annotated[str, "sentence"]
 Command = Annotated[tuple[str, ...], "command"]
 Json = Annotated[object, "json"]
-# Of Kubernetes: a whole name, one label of it, a container's image, an amount of a resource.
+# Of Kubernetes: a name, one label of it, a container's image and variables, an amount, a time.
 ObjectName = Annotated[str, "object name"]
 Label = Annotated[str, "label"]
+LabelOrAny = Annotated[str, "label or any"]
 Image = Annotated[str, "image"]
+Variable = Annotated[str, "variable of a container"]
 Quantity = Annotated[str, "quantity"]
 
 

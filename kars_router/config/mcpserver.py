@@ -7,16 +7,18 @@ left out: it would be one of the router's own, which whoever writes the resource
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 from typing import Any
 
-from attrs import evolve, field, fields, frozen
+from attrs import field, fields, frozen
 
 from kars_router.config.auth import OAuth
 from kars_router.config.frozenmap import FrozenMap
-from kars_router.config.marks import NO_KEY, Command, Json, Label, Scope, Secret, Sentence
+from kars_router.config.marks import NO_KEY, Command, LabelOrAny, Scope, Secret, Sentence
 from kars_router.config.plain import to_file
 from kars_router.config.schema import Server
+from kars_router.config.toolpolicyspec import BundleRef
 
 _NOTHING: FrozenMap[Any, Any] = FrozenMap()
 
@@ -35,8 +37,31 @@ class ServerOAuth(OAuth):
 
     @property
     def has_client(self) -> bool:
-        """Whether the router has what it needs to get tokens."""
+        """Whether it says who the router is, so that tokens can be got."""
         return bool(self.client_id or self.client_id_from_env)
+
+    def with_scopes(self, scopes: tuple[str, ...]) -> OAuth:
+        """The same for a server's entry; `scopes` are asked for if it has none of its own."""
+        own = {each.name: getattr(self, each.name) for each in fields(OAuth)}
+        return OAuth(**{**own, "scopes": self.scopes or scopes})
+
+
+class Preset(enum.StrEnum):
+    """Servers that kars itself knows how to run."""
+
+    PLAYWRIGHT = "playwright"
+    EVERYTHING = "everything"
+
+
+@frozen(kw_only=True)
+class Managed:
+    """A server that kars itself runs.
+
+    Attributes:
+        preset: which one.
+    """
+
+    preset: Preset | None = None
 
 
 @frozen(kw_only=True)
@@ -50,7 +75,7 @@ class AllowedSandboxes:
     """
 
     match_labels: FrozenMap[str, str] = _NOTHING
-    namespaces: tuple[Label, ...] = ()
+    namespaces: tuple[LabelOrAny, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -76,8 +101,8 @@ class McpServerSpec(Server):
     production_mode: bool = False
     scopes: tuple[Scope, ...] = ()
     display_name: Sentence | None = None
-    bundle_ref: Json | None = None
-    managed: Json | None = None
+    bundle_ref: BundleRef | None = None
+    managed: Managed | None = None
 
     @property
     def unusable(self) -> str:
@@ -99,12 +124,9 @@ class McpServerSpec(Server):
 
         Only for a usable one.
         """
-        oauth = self.oauth
-        if oauth is not None and oauth.has_client:
-            oauth = evolve(oauth, scopes=oauth.scopes or self.scopes)
-        else:
-            oauth = None
-        own = {each.name: getattr(self, each.name) for each in fields(Server)}
+        own: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(Server)}
+        has_client = self.oauth is not None and self.oauth.has_client
+        oauth = self.oauth.with_scopes(self.scopes) if self.oauth and has_client else None
         return Server(**{**own, "oauth": oauth})
 
     def entry(self) -> dict[str, Any]:

@@ -6,41 +6,59 @@ refused here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from kars_router.config.addresses import is_secure
-from kars_router.config.mcpserver import McpServerSpec, ServerOAuth
-from kars_router.config.rules import Broken, Given, Read, oauth_rules, server_rules
-from kars_router.config.sandbox import EnvVar, Governance, ServerRef
+from kars_router.config.marks import key_of
+from kars_router.config.mcpserver import AllowedSandboxes, Managed, McpServerSpec, ServerOAuth
+from kars_router.config.rules import Broken, Given, Read, oauth_rules, policy_rules, server_rules
+from kars_router.config.sandbox import Agent, Byo, EnvVar, Governance, Router, ServerRef
+from kars_router.config.toolpolicyspec import BundleRef, PolicyProfile, ToolPolicySpec
 
 MOST_SERVERS: Final = 8
-# What a bundle would hold.
-_CONTENT: Final = {
-    "url": "url",
-    "oauth": "oauth",
-    "production_mode": "productionMode",
-    "scopes": "scopes",
-    "allowed_tools": "allowedTools",
-    "display_name": "displayName",
-    "managed": "managed",
+# Lists in which nothing stands twice, as several managers may add to them.
+SETS: Final[Mapping[type, tuple[str, ...]]] = {
+    McpServerSpec: (
+        "allowed_tools",
+        "allowed_resources",
+        "allowed_prompts",
+        "allowed_networks",
+        "scopes",
+    ),
+    ServerOAuth: ("scopes", "allowed_networks"),
+    AllowedSandboxes: ("namespaces",),
 }
-_OF_AN_ENDPOINT: Final = {
-    "url": "url",
-    "oauth": "oauth",
-    "production_mode": "productionMode",
-    "scopes": "scopes",
-    "bearer_from_env": "bearerFromEnv",
-}
-_OF_A_CLIENT: Final = {"client_id", "client_id_from_env", "client_secret_from_env"}
+# What stands in the place of an endpoint, and what it excludes.
+CONTENT: Final = (
+    "url",
+    "oauth",
+    "production_mode",
+    "scopes",
+    "allowed_tools",
+    "display_name",
+    "managed",
+)
+ENDPOINT: Final = ("url", "oauth", "production_mode", "scopes", "bearer_from_env")
+# What only has a meaning where tokens are got.
+OF_A_CLIENT: Final = (
+    "client_id",
+    "client_id_from_env",
+    "client_secret_from_env",
+    "grant",
+    "subject_token_from_env",
+)
 
 
 def mcp_server_rules(read: Read, given: Given) -> Broken:
     """The rules for one McpServer."""
-    for excluding, excluded in (("bundle_ref", _CONTENT), ("managed", _OF_AN_ENDPOINT)):
+    yield from _twice(McpServerSpec, read)
+    for excluding, excluded in (("bundle_ref", CONTENT), ("managed", ENDPOINT)):
         if excluding in given:
-            key = "bundleRef" if excluding == "bundle_ref" else excluding
-            yield from ((each, f"cannot stand beside {key}") for each in _given(excluded, given))
+            key = key_of(excluding)
+            yield from (
+                (key_of(each), f"cannot stand beside {key}") for each in excluded if each in given
+            )
             return
     oauth = read.get("oauth")
     has_client = isinstance(oauth, ServerOAuth) and oauth.has_client
@@ -56,13 +74,10 @@ def mcp_server_rules(read: Read, given: Given) -> Broken:
             yield "oauth", "must name the issuer where productionMode is true"
 
 
-def _given(names: Mapping[str, str], given: Given) -> list[str]:
-    return [key for name, key in names.items() if name in given]
-
-
 def server_oauth_rules(read: Read, given: Given) -> Broken:
     """The rules for how tokens for an McpServer are got."""
-    if given & _OF_A_CLIENT or "grant" in given or "subject_token_from_env" in given:
+    yield from _twice(ServerOAuth, read)
+    if not given.isdisjoint(OF_A_CLIENT):
         yield from oauth_rules(read, given)
     elif not is_secure(str(read.get("issuer") or "https://")):
         yield "issuer", "must begin with https://, for secrets are sent there"
@@ -77,9 +92,32 @@ def governance_rules(read: Read, given: Given) -> Broken:
         yield "mcpServerRef", "cannot stand beside mcpServerRefs, which is the newer way to say it"
     if len(refs) > MOST_SERVERS:
         yield "mcpServerRefs", f"holds more than {MOST_SERVERS} servers"
-    names = [each.name for each in refs]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        yield "mcpServerRefs", f"holds the name {name!r} more than once"
+    yield from _names_twice("mcpServerRefs", refs)
+
+
+def allowed_sandboxes_rules(read: Read, _: Given) -> Broken:
+    """The rules for who may refer to a server."""
+    yield from _twice(AllowedSandboxes, read)
+
+
+def managed_rules(_: Read, given: Given) -> Broken:
+    """The rules for a server that kars runs."""
+    if "preset" not in given:
+        yield "preset", "is missing: name the server"
+
+
+def bundle_ref_rules(_: Read, given: Given) -> Broken:
+    """The rules for a signed artifact."""
+    for name in ("registry", "repository", "digest", "artifact_type"):
+        if name not in given:
+            yield key_of(name), "is missing"
+
+
+def container_rules(read: Read, _: Given) -> Broken:
+    """The rules for a container."""
+    env = read.get("env")
+    if isinstance(env, tuple):
+        yield from _names_twice("env", env)
 
 
 def server_ref_rules(_: Read, given: Given) -> Broken:
@@ -96,10 +134,42 @@ def env_var_rules(_: Read, given: Given) -> Broken:
         yield "valueFrom", "cannot stand beside value"
 
 
+def profile_rules(_: Read, given: Given) -> Broken:
+    """The rules for a profile in kars' own format."""
+    if {"inline", "bundle_ref"} <= given:
+        yield "bundleRef", "cannot stand beside inline"
+    elif "bundle_ref" in given:
+        yield "bundleRef", "is not supported; put the profile in inline"
+    elif "inline" not in given:
+        yield "inline", "is missing: put the profile here"
+
+
+def _twice(cls: type, read: Read) -> Broken:
+    for attribute in SETS[cls]:
+        listed = read.get(attribute)
+        if isinstance(listed, tuple):
+            for each in sorted({each for each in listed if listed.count(each) > 1}):
+                yield key_of(attribute), f"holds {each!r} more than once"
+
+
+def _names_twice(key: str, listed: Iterable[EnvVar | ServerRef]) -> Broken:
+    names = [each.name for each in listed]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield key, f"holds the name {name!r} more than once"
+
+
 RESOURCE_RULES: Mapping[type, Callable[[Read, Given], Broken]] = {
     McpServerSpec: mcp_server_rules,
     ServerOAuth: server_oauth_rules,
     Governance: governance_rules,
     ServerRef: server_ref_rules,
     EnvVar: env_var_rules,
+    AllowedSandboxes: allowed_sandboxes_rules,
+    Managed: managed_rules,
+    BundleRef: bundle_ref_rules,
+    Agent: container_rules,
+    Router: container_rules,
+    Byo: container_rules,
+    PolicyProfile: profile_rules,
+    ToolPolicySpec: policy_rules,
 }

@@ -26,6 +26,7 @@ from kars_router.config.sandbox import (
     ServerRef,
 )
 from kars_router.config.toolpolicy import ToolPolicy
+from kars_router.config.toolpolicyspec import ToolPolicySpec
 from kars_router.config.values import LABEL, OBJECT_NAME
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "ServerOAuth",
     "ServerRef",
     "ToolPolicyResource",
+    "ToolPolicySpec",
     "structure_resource",
 ]
 
@@ -96,7 +98,7 @@ class KarsSandboxResource:
 
 @frozen
 class ToolPolicyResource:
-    """A ToolPolicy."""
+    """A ToolPolicy; `spec` is what routers get of it, with the resource's name."""
 
     meta: Meta
     spec: ToolPolicy
@@ -104,10 +106,10 @@ class ToolPolicyResource:
 
 Resource: TypeAlias = McpServerResource | KarsSandboxResource | ToolPolicyResource
 
-_KINDS: Final[Mapping[str, tuple[type[Any], type[Any]]]] = {
-    "McpServer": (McpServerResource, McpServerSpec),
-    "KarsSandbox": (KarsSandboxResource, KarsSandboxSpec),
-    "ToolPolicy": (ToolPolicyResource, ToolPolicy),
+_SPECS: Final[Mapping[str, type[Any]]] = {
+    "McpServer": McpServerSpec,
+    "KarsSandbox": KarsSandboxSpec,
+    "ToolPolicy": ToolPolicySpec,
 }
 # The namespace kars-NAME, a label's value and a server's key must hold them.
 _LONGEST_NAME: Final = {"McpServer": 63, "KarsSandbox": 58}
@@ -131,13 +133,12 @@ def structure_resource(manifest: Mapping[str, Any]) -> Resource:
             )
         )
     kind = manifest.get("kind")
-    if not isinstance(kind, str) or kind not in _KINDS:
-        near = suggest(kind, _KINDS) if isinstance(kind, str) else ""
+    if not isinstance(kind, str) or kind not in _SPECS:
+        near = suggest(kind, _SPECS) if isinstance(kind, str) else ""
         problems.append(
-            Problem(("kind",), f"must be one of {', '.join(_KINDS)}, not {show(kind)}{near}")
+            Problem(("kind",), f"must be one of {', '.join(_SPECS)}, not {show(kind)}{near}")
         )
         raise InvalidConfigError(problems, source)
-    resource_class, spec_class = _KINDS[kind]
     meta = Meta(name="")
     try:
         meta = _meta(manifest.get("metadata"), kind)
@@ -145,13 +146,21 @@ def structure_resource(manifest: Mapping[str, Any]) -> Resource:
         problems += (problem.under("metadata") for problem in error.problems)
     spec = None
     try:
-        spec = structure_section(_given(manifest.get("spec")), spec_class)
+        spec = structure_section(_given(manifest.get("spec")), _SPECS[kind])
     except InvalidError as error:
         problems += (problem.under("spec") for problem in error.problems)
     if problems:
         raise InvalidConfigError(problems, source)
-    resource: Resource = resource_class(meta, spec)
-    return resource
+    return _resource(meta, spec)
+
+
+def _resource(meta: Meta, spec: object) -> Resource:
+    if isinstance(spec, McpServerSpec):
+        return McpServerResource(meta, spec)
+    if isinstance(spec, KarsSandboxSpec):
+        return KarsSandboxResource(meta, spec)
+    assert isinstance(spec, ToolPolicySpec)
+    return ToolPolicyResource(meta, spec.policy(meta.name))
 
 
 def _given(spec: object) -> object:

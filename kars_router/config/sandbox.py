@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from attrs import evolve, frozen
 
 from kars_router.config.frozenmap import FrozenMap
-from kars_router.config.marks import EnvName, Image, Json, Label, ObjectName, Quantity, ServerKey
+from kars_router.config.marks import Image, Json, Label, ObjectName, Quantity, ServerKey, Variable
 from kars_router.config.schema import LogLevel
 
 _NOTHING: FrozenMap[Any, Any] = FrozenMap()
@@ -40,7 +40,7 @@ class EnvVar:
         value_from: where its value is, as in a pod.
     """
 
-    name: EnvName = ""
+    name: Variable = ""
     value: str | None = None
     value_from: Json | None = None
 

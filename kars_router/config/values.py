@@ -38,6 +38,7 @@ OBJECT_NAME = re.compile(
     r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*\Z"
 )
 _IMAGE = re.compile(r"[!-~]{1,1024}\Z")
+_VARIABLE = re.compile(r"[A-Za-z_.-][A-Za-z0-9_.-]{0,254}\Z")
 _QUANTITY = re.compile(r"[0-9]{1,15}(\.[0-9]{1,9})?(m|u|n|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?\Z")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
 
@@ -302,7 +303,15 @@ MARK_HOOKS: tuple[tuple[Any, Hook], ...] = (
     (marks.Scope, _matching(_SCOPE, "must be a scope: printable ASCII without spaces and quotes")),
     (marks.ObjectName, _matching(OBJECT_NAME, "must be the name of an object in the cluster")),
     (marks.Label, _matching(LABEL, "must be a name of 1 to 63 lower-case letters, digits, dashes")),
+    (
+        marks.LabelOrAny,
+        _matching(
+            re.compile(rf"\*\Z|{LABEL.pattern}"),
+            "must be * or a name of 1 to 63 lower-case letters, digits, dashes",
+        ),
+    ),
     (marks.Image, _matching(_IMAGE, "must be an image's name, without white space")),
+    (marks.Variable, _matching(_VARIABLE, "must be the name of an environment variable")),
     (marks.Quantity, _quantity_of_a_resource),
 )
 
