@@ -1,0 +1,48 @@
+"""One cluster for the test run, and a namespace of its own for each test."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from cluster.harness import Cluster, run_cluster
+from kars_router.kube import Kube, open_kube
+
+
+@pytest.fixture(scope="session")
+def running_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with run_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(running_cluster: Cluster) -> Cluster:
+    """The cluster; it runs, whatever the test before did to it."""
+    running_cluster.start_api_server()
+    return running_cluster
+
+
+@pytest.fixture
+def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of a new namespace that is named after the test, and deleted after it."""
+    stem = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:40].rstrip("-")
+    manifest = {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"generateName": f"{stem}-"},
+    }
+    name = ["--output", "jsonpath={.metadata.name}"]
+    created = cluster.kubectl("create", "--filename", "-", *name, given=json.dumps(manifest))
+    yield created
+    cluster.start_api_server()
+    cluster.kubectl("delete", "namespace", created, "--wait=false")
+
+
+@pytest.fixture
+async def kube(cluster: Cluster) -> AsyncIterator[Kube]:
+    """Our own client, as the administrator."""
+    async with open_kube(cluster.connection()) as kube:
+        yield kube
