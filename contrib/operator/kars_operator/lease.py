@@ -209,7 +209,8 @@ class Election:
         finally:
             self._set(leading=False)
             if ended or not tenure.cancel_called:
-                await self._release()
+                with trio.move_on_after(_RELEASE_SECONDS, shield=True):
+                    await self._release()
             else:
                 why = self.problem or "it could not be renewed in time"
                 log().warning("lease_lost", **self._named, holder=self.holder, why=why)
@@ -253,18 +254,17 @@ class Election:
         return await self._kube.replace(self._taken(lease))
 
     async def _release(self) -> None:
-        with trio.move_on_after(_RELEASE_SECONDS, shield=True):
-            for _ in range(2):  # a renewal that was under way may come in between
-                try:
-                    lease = await self._kube.get(LEASES, self.name, self.namespace)
-                    if _spec(lease).get("holderIdentity") == self.identity:
-                        await self._kube.replace(self._given_back(lease))
-                        log().info("lease_released", **self._named)
-                except ConflictError:
-                    continue
-                except (KubeError, UserError) as error:
-                    log().info("lease_not_released", **self._named, error=str(error))
-                return
+        for _ in range(2):  # a renewal that was under way may come in between
+            try:
+                lease = await self._kube.get(LEASES, self.name, self.namespace)
+                if _spec(lease).get("holderIdentity") == self.identity:
+                    await self._kube.replace(self._given_back(lease))
+                    log().info("lease_released", **self._named)
+            except ConflictError:
+                continue
+            except (KubeError, UserError) as error:
+                log().info("lease_not_released", **self._named, error=str(error))
+            return
 
     def _notice(self, lease: Lease) -> None:
         """Takes note of a Lease; every write by anybody counts as a sign of life."""
