@@ -1,0 +1,116 @@
+"""Puts objects into the cluster, and takes out what is no longer wanted.
+
+Owns when a request can be spared, and that nobody else's object is taken over by its name. Must
+not know what objects are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from attrs import define, field
+
+from kars_operator import names
+from kars_operator.store import Object
+from kars_router.config.digests import digest_of_plain
+from kars_router.errors import UserError
+from kars_router.kube import Kube, NotFoundError
+from kars_router.kube.resources import Resource, resource_of
+
+_Id = tuple[Resource, str, str]
+
+
+class NameTakenError(UserError):
+    """An object of that name is somebody else's."""
+
+
+@define(eq=False)
+class Applier:
+    """Server-side apply with one field manager, repeated only where that could change something.
+
+    Args:
+        kube: the API server.
+        live: gives an object of ours as it was last seen, by kind, namespace and name.
+    """
+
+    kube: Kube
+    live: Callable[[Resource, str, str], Object | None]
+    _done: dict[_Id, tuple[str, str, object]] = field(factory=dict, init=False)
+
+    async def apply(self, manifest: Mapping[str, Any]) -> bool:
+        """Makes an object as a manifest says.
+
+        Args:
+            manifest: it, with its owner.
+
+        Returns:
+            Whether the object is new or has changed.
+
+        Raises:
+            NameTakenError: there is one of that name that we have not made.
+            KubeError: the API server did not do it.
+        """
+        ident, digest = self._ident(manifest), digest_of_plain(manifest)
+        kind, namespace, name = ident
+        seen = self.live(*ident)
+        if seen is not None and (digest, *_version(kind, seen)) == self._done.get(ident):
+            return False
+        if seen is None:
+            await self._check(kind, namespace, name)
+        made = await self.kube.apply(manifest, manager=names.MANAGER, force=True)
+        self._done[ident] = (digest, *_version(kind, made))
+        return seen is None or _version(kind, seen) != _version(kind, made)
+
+    def is_echo(self, kind: Resource, seen: Object) -> bool:
+        """Whether an object is as we have left it, so that its change is no news."""
+        metadata = seen["metadata"]
+        done = self._done.get((kind, metadata.get("namespace", ""), metadata["name"]))
+        return done is not None and done[1:] == _version(kind, seen)
+
+    async def prune(
+        self, there: Iterable[tuple[Resource, Object]], wanted: Iterable[Mapping[str, Any]]
+    ) -> int:
+        """Deletes what is not wanted.
+
+        Args:
+            there: the objects that were made earlier.
+            wanted: manifests of the ones that stay.
+
+        Returns:
+            How many were deleted.
+        """
+        stay = {self._ident(each) for each in wanted}
+        deleted = 0
+        for kind, found in tuple(there):
+            metadata = found["metadata"]
+            ident = (kind, metadata.get("namespace", ""), metadata["name"])
+            if ident in stay or "deletionTimestamp" in metadata:
+                continue
+            await self.kube.delete(kind, ident[2], ident[1] or None, uid=metadata["uid"])
+            self._done.pop(ident, None)
+            deleted += 1
+        return deleted
+
+    def _ident(self, manifest: Mapping[str, Any]) -> _Id:
+        metadata = manifest["metadata"]
+        return resource_of(manifest), metadata.get("namespace", ""), metadata["name"]
+
+    async def _check(self, kind: Resource, namespace: str, name: str) -> None:
+        try:
+            found = await self.kube.get(kind, name, namespace or None)
+        except NotFoundError:
+            return
+        if (found["metadata"].get("labels") or {}).get(names.MANAGED_BY) != names.MANAGER:
+            where = f"{namespace}/{name}" if namespace else name
+            raise NameTakenError(
+                f"there is a {kind.kind} {where} that the operator has not made; rename it or the "
+                "sandbox"
+            )
+
+
+def _version(kind: Resource, found: Mapping[str, Any]) -> tuple[str, object]:
+    # A Deployment gets a new version with each pod that comes or goes; only its spec is ours.
+    metadata = found["metadata"]
+    version = metadata.get("generation" if kind.kind == "Deployment" else "resourceVersion")
+    return metadata.get("uid", ""), version

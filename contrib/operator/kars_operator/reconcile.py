@@ -1,0 +1,235 @@
+"""One sandbox from what is declared to what is there, and what is to be said of it.
+
+Owns the order of the steps. Level-based: it looks at everything as it is now, so that it makes no
+difference which change it was called for, how often, or what an earlier call got done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from attrs import define, field
+
+from kars_operator import conditions, names, plan, sandbox_status
+from kars_operator.apply import Applier, NameTakenError
+from kars_operator.conditions import Condition
+from kars_operator.enforcement import Routers
+from kars_operator.events import Recorder, Type
+from kars_operator.knowledge import Knowledge
+from kars_operator.links import Links
+from kars_operator.plan import Plan
+from kars_operator.refs import Chosen, Unusable, choose
+from kars_operator.settings import Placement, Settings
+from kars_operator.store import Key, Object
+from kars_router.config.resources import KarsSandboxResource
+from kars_router.egress import Place, Service
+from kars_router.egress.reach import Excess, excess
+from kars_router.errors import ConfigError
+from kars_router.kube import Kube
+from kars_router.kube import resources as kinds
+from kars_router.plugins import Plugins
+
+
+def utc_now() -> str:
+    """The time as statuses have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+@define(eq=False)
+class Reconciler:
+    """Reconciles sandboxes.
+
+    Args:
+        kube: the API server.
+        known: what is known of the cluster.
+        settings: the operator's.
+        plugins: are asked for egress rules.
+        applier: puts objects into the cluster.
+        routers: what the routers said.
+        events: tells people.
+        now: the time for statuses.
+
+    Attributes:
+        expected: the digest that the routers of each sandbox have to echo.
+        links: what else a sandbox depends on, as far as it was looked up.
+    """
+
+    kube: Kube
+    known: Knowledge
+    settings: Settings
+    plugins: Plugins
+    applier: Applier
+    routers: Routers
+    events: Recorder
+    now: Callable[[], str] = utc_now
+    expected: dict[Key, str] = field(factory=dict, init=False)
+    links: Links = field(factory=Links, init=False)
+
+    async def sandbox(self, key: Key) -> None:
+        """Makes what is there as one sandbox says, and writes its status.
+
+        Raises:
+            KubeError: the API server did not do something; it is to be tried again.
+        """
+        manifest = self.known.store(kinds.KARS_SANDBOXES).get(*key)
+        if manifest is None:
+            self.routers.forget(key)
+            self.links.forget(key)
+            self.expected.pop(key, None)
+            return
+        if "deletionTimestamp" in manifest["metadata"]:
+            await self._clean_up(manifest)
+            return
+        found = self.known.sandbox(*key)
+        if not isinstance(found, KarsSandboxResource):
+            problems = found.problems if isinstance(found, Unusable) else ()
+            said = sandbox_status.unusable("SpecInvalid", "; ".join(problems))
+            await self._write(manifest, said, {})
+            return
+        manifest = await self._hold(manifest)
+        await self._write(manifest, *await self._make(found))
+
+    async def _make(
+        self, sandbox: KarsSandboxResource
+    ) -> tuple[Sequence[Condition], Mapping[str, Any]]:
+        """Applies everything; returns what the status says."""
+        chosen = choose(sandbox, self.known.server, self.known.policies)
+        try:
+            made = self._plan(sandbox, chosen)
+        except ConfigError as error:
+            # What a router would refuse is not rolled out: what runs stays as it is.
+            return sandbox_status.unusable("ConfigInvalid", "; ".join(error.problems)), {}
+        key = Key(sandbox.meta.namespace, sandbox.meta.name)
+        self.expected[key] = made.digest
+        try:
+            for each in made.objects:
+                await self.applier.apply(each)
+        except NameTakenError as error:
+            return sandbox_status.unusable("NameTaken", str(error)), {}
+        await self.applier.prune(self.known.owned(key.name, key.namespace), made.objects)
+        facts = sandbox_status.Facts(
+            chosen=chosen,
+            plan=made,
+            excess=self._excess(sandbox, made),
+            heard=self.routers.heard(key),
+            suspended=sandbox.spec.suspended,
+            rollout=self._rollout(made),
+        )
+        more = {
+            "servers": sandbox_status.servers(made),
+            "digest": made.digest,
+            "namespace": made.namespace,
+        }
+        return sandbox_status.conditions(facts), more
+
+    def _plan(self, sandbox: KarsSandboxResource, chosen: Chosen) -> Plan:
+        key = Key(sandbox.meta.namespace, sandbox.meta.name)
+        namespace = self.settings.namespace_of(key.name, key.namespace)
+        services: set[Key] = set()
+
+        def look_up(where: str, name: str) -> Service | None:
+            services.add(Key(where, name))
+            return self.known.service(where, name)
+
+        place = Place(
+            namespace=namespace,
+            cluster_domain=self.settings.cluster_domain,
+            service_lookup=look_up,
+        )
+        try:
+            means = plan.Means(settings=self.settings, place=place, plugins=self.plugins)
+            return plan.compose(sandbox, chosen, means)
+        finally:
+            self.links.note(key, services, namespace)
+
+    def _excess(self, sandbox: KarsSandboxResource, made: Plan) -> tuple[Excess, ...]:
+        meta = sandbox.meta
+        policies = self.known.store(kinds.NETWORK_POLICIES).by("namespace", made.namespace)
+        name = made.policy["metadata"]["name"]
+        # The one that was just applied may not have been seen yet.
+        others = [each for each in policies if each["metadata"]["name"] != name]
+        return excess(
+            names.pod_labels(meta.name, meta.namespace), made.policy, [*others, made.policy]
+        )
+
+    def _rollout(self, made: Plan) -> str:
+        for each in made.objects:
+            if each["kind"] != "Deployment":
+                continue
+            metadata = each["metadata"]
+            seen = self.known.store(kinds.DEPLOYMENTS).get(metadata["namespace"], metadata["name"])
+            for condition in (seen or {}).get("status", {}).get("conditions") or ():
+                failed = condition["type"] == "ReplicaFailure" and condition["status"] == "True"
+                late = condition.get("reason") == "ProgressDeadlineExceeded"
+                if failed or late:
+                    return str(condition.get("message", ""))
+        return ""
+
+    async def _hold(self, manifest: Object) -> Object:
+        """Sees to it that a sandbox is not gone before its namespace is."""
+        present = manifest["metadata"].get("finalizers") or []
+        if self.settings.placement is Placement.SAME or names.FINALIZER in present:
+            return manifest
+        return await self._set_finalizers(manifest, [*present, names.FINALIZER])
+
+    async def _clean_up(self, manifest: Object) -> None:
+        """Deletes the namespace of a sandbox that is being deleted, and then lets it go."""
+        metadata = manifest["metadata"]
+        present = metadata.get("finalizers") or []
+        if names.FINALIZER not in present:
+            return
+        own = self.settings.namespace_of(metadata["name"], metadata["namespace"])
+        there = self.known.store(kinds.NAMESPACES).get("", own)
+        labels = names.labels(metadata["name"], metadata["namespace"])
+        if there is not None and labels.items() <= (there["metadata"].get("labels") or {}).items():
+            if "deletionTimestamp" not in there["metadata"]:
+                await self.kube.delete(kinds.NAMESPACES, own, uid=there["metadata"]["uid"])
+            return  # its end is a change of which the operator is told
+        await self._set_finalizers(manifest, [e for e in present if e != names.FINALIZER])
+
+    async def _set_finalizers(self, manifest: Object, finalizers: list[str]) -> Object:
+        metadata = manifest["metadata"]
+        change = {
+            "metadata": {
+                "finalizers": finalizers,
+                "uid": metadata["uid"],
+                "resourceVersion": metadata["resourceVersion"],
+            }
+        }
+        return await self.kube.patch(
+            kinds.KARS_SANDBOXES, metadata["name"], metadata["namespace"], change
+        )
+
+    async def _write(
+        self, manifest: Object, found: Sequence[Condition], more: Mapping[str, Any]
+    ) -> None:
+        """Writes the status if it says anything new, and tells people what is new."""
+        metadata, before = manifest["metadata"], manifest.get("status") or {}
+        known = before.get("conditions") or []
+        status = {
+            "phase": sandbox_status.summary(found),
+            "observedGeneration": metadata["generation"],
+            "conditions": conditions.plain(
+                found, known, generation=metadata["generation"], now=self.now()
+            ),
+            **more,
+        }
+        if status == before:
+            return
+        await self.kube.apply(
+            {
+                "apiVersion": manifest["apiVersion"],
+                "kind": manifest["kind"],
+                "metadata": {"name": metadata["name"], "namespace": metadata["namespace"]},
+                "status": status,
+            },
+            manager=names.MANAGER,
+            force=True,
+            subresource="status",
+        )
+        for each in conditions.changed(found, known):
+            if each.type == "Ready" or each.status is False:
+                kind: Type = "Normal" if each.status else "Warning"
+                self.events.event(manifest, kind, each.reason, each.message)

@@ -1,0 +1,172 @@
+"""What the status of a KarsSandbox says. Pure: facts come in, conditions go out.
+
+Owns the types and reasons of its conditions; docs/custom-resources.md says the same for those who
+read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from attrs import frozen
+
+from kars_operator.conditions import Condition
+from kars_operator.enforcement import Heard
+from kars_operator.plan import Derived, Plan
+from kars_operator.refs import Chosen
+from kars_router.egress import Scope
+from kars_router.egress.reach import Excess, Kind
+
+_MOST_NAMED = 3
+
+
+@frozen(kw_only=True)
+class Facts:
+    """What is known of one sandbox after its objects have been applied.
+
+    Attributes:
+        chosen: what it gets.
+        plan: what was applied.
+        excess: what is open beyond what was declared.
+        heard: what its routers said.
+        suspended: whether it is to have no pod.
+        rollout: why its Deployment does not come up; "" if nothing is known to be wrong.
+    """
+
+    chosen: Chosen
+    plan: Plan
+    excess: Sequence[Excess] = ()
+    heard: Sequence[Heard] = ()
+    suspended: bool = False
+    rollout: str = ""
+
+
+def conditions(facts: Facts) -> tuple[Condition, ...]:
+    """The conditions, the one that sums up the others first."""
+    parts = (
+        _servers(facts.chosen),
+        _derived(facts.plan.derived),
+        _tight(facts.excess),
+        _enforcing(facts),
+    )
+    return (_ready(parts), *parts)
+
+
+def unusable(reason: str, message: str) -> tuple[Condition, ...]:
+    """The conditions of a sandbox of which nothing could be made; what was there stays."""
+    others = ("RefsResolved", "EgressDerived", "EgressTight", "RouterEnforcing")
+    said = "Nothing was looked at; Ready says why."
+    return (
+        Condition("Ready", False, reason, message),
+        *(Condition(each, None, reason, said) for each in others),
+    )
+
+
+def servers(plan: Plan) -> list[dict[str, Any]]:
+    """The servers that the router has, and how the egress of each was derived."""
+    digests = {each.name: each.digest for each in plan.enforced if each.kind == "McpServer"}
+    return [
+        {
+            "name": each.server.meta.name,
+            "namespace": each.server.meta.namespace,
+            "digest": digests.get(each.server.meta.name, ""),
+            "egress": each.word,
+            "reason": " ".join(e.reason for e in each.explanations),
+        }
+        for each in plan.derived
+        if not each.invalid
+    ]
+
+
+def summary(found: Sequence[Condition]) -> str:
+    """The phase, for tools that read phases."""
+    ready = found[0]
+    if ready.status:
+        return "Ready"
+    waiting = {"AwaitingRouter", "RouterUnreachable", "DigestDiffers"}
+    return "Pending" if ready.reason in waiting else "Degraded"
+
+
+def _ready(parts: Sequence[Condition]) -> Condition:
+    for each in parts:
+        if not each.status:
+            return Condition("Ready", False, each.reason, each.message)
+    return Condition("Ready", True, "RouterEnforcing", "The router enforces what was declared.")
+
+
+def _servers(chosen: Chosen) -> Condition:
+    if chosen.refused:
+        first = chosen.refused[0]
+        message = _sentences([each.message for each in chosen.refused])
+        return Condition("RefsResolved", False, first.reason, message)
+    message = f"All {len(chosen.servers)} servers were found, and may be used."
+    return Condition("RefsResolved", True, "Resolved", message)
+
+
+def _derived(derived: Sequence[Derived]) -> Condition:
+    invalid = [f"{each.server.meta.name}: {each.invalid}" for each in derived if each.invalid]
+    if invalid:
+        return Condition("EgressDerived", False, "UrlInvalid", _sentences(invalid))
+    wide = [
+        each.server.meta.name
+        for each in derived
+        if any(e.scope is Scope.IN_CLUSTER and not e.exact for e in each.explanations)
+    ]
+    if wide:
+        message = (
+            f"The Service of {_listed(wide)} could not be read, so that the port of the URL is "
+            "open to the whole namespace."
+        )
+        return Condition("EgressDerived", True, "NamespaceWide", message)
+    message = "Every rule is as narrow as the server's URL and Service allow."
+    return Condition("EgressDerived", True, "Derived", message)
+
+
+def _tight(excess: Sequence[Excess]) -> Condition:
+    if not excess:
+        message = "No NetworkPolicy opens anything beyond what was declared."
+        return Condition("EgressTight", True, "NothingBeyond", message)
+    others = sorted({each.policy for each in excess if each.policy})
+    said = [f"{each.policy or 'no policy'}: {each.what}" for each in excess[:_MOST_NAMED]]
+    if any(each.kind is Kind.UNSELECTED for each in excess):
+        return Condition("EgressTight", False, "NotSelected", _sentences(said))
+    message = f"NetworkPolicy {_listed(others)} opens more than was declared; {'; '.join(said)}"
+    return Condition("EgressTight", False, "OpenedByOthers", message)
+
+
+def _enforcing(facts: Facts) -> Condition:
+    def no(reason: str, message: str) -> Condition:
+        return Condition("RouterEnforcing", False, reason, message)
+
+    if facts.suspended:
+        return no("Suspended", "The sandbox is suspended, and no router runs.")
+    if not facts.plan.image:
+        return no(
+            "NoAgentImage",
+            "Nobody names an image for the agent; set spec.agent.image, or have the operator know "
+            "the runtime's",
+        )
+    if facts.rollout:
+        return no("RolloutFailed", facts.rollout)
+    if not facts.heard:
+        return no("AwaitingRouter", "There is no pod yet that could say what its router enforces.")
+    for each in facts.heard:
+        if each.problem:
+            return no("RouterUnreachable", f"The router of {each.pod}: {each.problem}")
+        if each.refused and each.digest != facts.plan.digest:
+            return no("ConfigRefused", f"The router of {each.pod} refuses it: {each.refused}")
+        if each.digest != facts.plan.digest:
+            return no("DigestDiffers", f"The router of {each.pod} still enforces something else.")
+    message = "The router enforces what was declared: it has echoed the digest."
+    return Condition("RouterEnforcing", True, "DigestEchoed", message)
+
+
+def _listed(names: Sequence[str]) -> str:
+    if len(names) <= _MOST_NAMED:
+        return ", ".join(names)
+    return f"{', '.join(names[:_MOST_NAMED])} and {len(names) - _MOST_NAMED} more"
+
+
+def _sentences(parts: Sequence[str]) -> str:
+    return "; ".join(parts)

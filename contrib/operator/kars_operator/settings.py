@@ -1,0 +1,66 @@
+"""What the operator itself is told: images, places, ports. Frozen values; knows no command line."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Final
+
+from attrs import field, frozen
+
+from kars_router.config.frozenmap import FrozenMap
+from kars_router.egress import DEFAULT_DOMAIN, Dns
+
+_NO_IMAGES: Final[Mapping[str, str]] = FrozenMap()
+
+
+class Placement(enum.StrEnum):
+    """Where a sandbox's objects are.
+
+    `SAME` is the namespace of its KarsSandbox, `OWN` one that is made for it, as kars does it.
+    """
+
+    SAME = "same"
+    OWN = "own"
+
+
+@frozen(kw_only=True)
+class Settings:
+    """How sandboxes are made.
+
+    Attributes:
+        router_image: image of the router and of the guard.
+        agent_images: image of the agent by runtime, for sandboxes that name none.
+        placement: where a sandbox's objects are.
+        namespace_prefix: what the name of a sandbox's own namespace begins with.
+        operator_namespace: where the operator is; its pods may ask routers what they enforce.
+        cluster_domain: the cluster's DNS domain.
+        dns: where the cluster's DNS is.
+        agent_port: the router's port for agents, on loopback.
+        admin_port: the router's port for health, metrics and status.
+        grace: seconds that a router has to end its calls.
+        pull_secrets: names of Secrets for pulling images.
+    """
+
+    router_image: str = "kars-router:latest"
+    agent_images: Mapping[str, str] = field(default=_NO_IMAGES)
+    placement: Placement = Placement.SAME
+    namespace_prefix: str = "kars-"
+    operator_namespace: str = "kars-system"
+    cluster_domain: str = DEFAULT_DOMAIN
+    dns: Dns = field(factory=Dns)
+    agent_port: int = 8443
+    admin_port: int = 9090
+    grace: int = 25
+    pull_secrets: tuple[str, ...] = ()
+
+    def namespace_of(self, sandbox: str, namespace: str) -> str:
+        """Where the objects of a sandbox are.
+
+        Args:
+            sandbox: its name.
+            namespace: where its KarsSandbox is.
+        """
+        if self.placement is Placement.SAME:
+            return namespace
+        return f"{self.namespace_prefix}{sandbox}"
