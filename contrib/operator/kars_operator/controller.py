@@ -6,7 +6,7 @@ known, what is made and what is said. Must not know how any of these is done.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
@@ -21,7 +21,7 @@ from kars_operator.knowledge import OWNED, Knowledge
 from kars_operator.reconcile import Reconciler
 from kars_operator.settings import Placement, Settings
 from kars_operator.store import Change, Key, Object
-from kars_operator.workqueue import Effort, WorkQueue
+from kars_operator.workqueue import Effort, Outcome, WorkQueue
 from kars_router.kube import Kube
 from kars_router.kube import resources as kinds
 from kars_router.kube.resources import Resource as Kind
@@ -62,6 +62,7 @@ class Controller:
         instance: this process, for events.
         namespace: the only namespace that is looked at; None for all.
         effort: how many objects are worked on at once, and how patiently.
+        finished: told of each piece of work.
 
     Attributes:
         known: what is known of the cluster.
@@ -80,6 +81,7 @@ class Controller:
         instance: str,
         namespace: str | None = None,
         effort: Effort | None = None,
+        finished: Callable[[Work, float, Outcome], None] = lambda *_: None,
     ) -> None:
         own = settings.placement is Placement.OWN
         self.known = Knowledge(kube, namespace, self._told, own_namespaces=own)
@@ -90,7 +92,9 @@ class Controller:
             kube, self.known, settings, plugins, self._applier, self.routers, self.events
         )
         self._dependents = Dependents(kube, self.known, self.routers)
-        self.work: WorkQueue[Work] = WorkQueue(self._handle, effort=effort or Effort(workers=8))
+        self.work: WorkQueue[Work] = WorkQueue(
+            self._handle, effort=effort or Effort(workers=8), finished=finished
+        )
         self.asks: WorkQueue[Key] = WorkQueue(self._ask, effort=Effort(workers=16))
         self._waits: dict[Key, float] = {}
         self._told_of: dict[Kind, Any] = {

@@ -1,0 +1,382 @@
+"""The `kars-operator` command: reads the command line, and turns errors into exit codes.
+
+Owns the names of options. Every option can be given as a variable, `KARS_OPERATOR_RUN_` and its
+name, which is how a Deployment sets them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import trio
+
+from kars_operator._version import __version__
+from kars_operator.settings import Placement, Settings
+from kars_router.cli.errors import Boundary
+from kars_router.config.frozenmap import FrozenMap
+from kars_router.egress import DEFAULT_DOMAIN, Dns
+from kars_router.egress.names import is_domain, is_namespace
+from kars_router.telemetry import configure_logging, log
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        args: the words after `kars-operator`; those of this process if None.
+
+    Returns:
+        The exit code: 0 fine, 1 a negative finding, 2 wrong usage, 3 not to be determined.
+    """
+    boundary = Boundary()
+    with boundary:
+        status = operator.main(
+            args,
+            prog_name="kars-operator",
+            standalone_mode=False,
+            obj=boundary,
+            auto_envvar_prefix="KARS_OPERATOR",
+        )
+        boundary.status = status if isinstance(status, int) else 0
+        sys.stdout.flush()
+    return boundary.status
+
+
+def _note_debug(context: click.Context, _: click.Parameter, value: object) -> None:
+    boundary = context.find_object(Boundary)
+    if value and boundary is not None:
+        boundary.debug = True
+
+
+_debug = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_note_debug,
+    help="Show tracebacks of errors.",
+)
+
+
+def _namespace(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value and not is_namespace(value):
+        raise click.BadParameter(
+            "it must be the name of a namespace, such as tools", param=parameter
+        )
+    return value
+
+
+def _domain(_: click.Context, __: click.Parameter, value: str) -> str:
+    if not is_domain(value):
+        raise click.BadParameter(f"it must be a domain such as {DEFAULT_DOMAIN}")
+    return value
+
+
+def _networks(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        try:
+            ipaddress.ip_network(value)
+        except ValueError as error:
+            raise click.BadParameter(f"{error}; give a block such as 169.254.20.10/32") from error
+    return values
+
+
+def _pairs(_: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for value in values:
+        key, equals, text = value.partition("=")
+        if not key or not equals or not text:
+            raise click.BadParameter(f"{value!r} is not of the form KEY=VALUE", param=parameter)
+        pairs[key] = text
+    return pairs
+
+
+_MAKING = (
+    click.option(
+        "--router-image",
+        metavar="IMAGE",
+        default=Settings().router_image,
+        show_default=True,
+        help="Image of the router and of the guard.",
+    ),
+    click.option(
+        "--agent-image",
+        "agent_images",
+        metavar="RUNTIME=IMAGE",
+        multiple=True,
+        callback=_pairs,
+        help="Image of the agent for sandboxes of a runtime that name none; may be repeated.",
+    ),
+    click.option(
+        "--placement",
+        type=click.Choice([each.value for each in Placement]),
+        default=Placement.SAME.value,
+        show_default=True,
+        help="Where a sandbox's objects are: beside its KarsSandbox, or in a namespace of its own.",
+    ),
+    click.option(
+        "--namespace-prefix",
+        default=Settings().namespace_prefix,
+        show_default=True,
+        help="What the names of sandboxes' own namespaces begin with.",
+    ),
+    click.option(
+        "--operator-namespace",
+        metavar="NS",
+        envvar="POD_NAMESPACE",
+        default=Settings().operator_namespace,
+        show_default=True,
+        callback=_namespace,
+        help="Where the operator is; only from there may routers be asked what they enforce.",
+    ),
+    click.option(
+        "--cluster-domain",
+        metavar="D",
+        default=DEFAULT_DOMAIN,
+        show_default=True,
+        callback=_domain,
+        help="The cluster's DNS domain.",
+    ),
+    click.option(
+        "--dns-namespace",
+        metavar="NS",
+        default="kube-system",
+        show_default=True,
+        callback=_namespace,
+        help="Where the cluster's DNS is.",
+    ),
+    click.option(
+        "--dns-label",
+        "dns_labels",
+        metavar="KEY=VALUE",
+        multiple=True,
+        callback=_pairs,
+        help="Labels of the pods of the cluster's DNS; k8s-app=kube-dns if none is given.",
+    ),
+    click.option(
+        "--dns-network",
+        "dns_networks",
+        metavar="CIDR",
+        multiple=True,
+        callback=_networks,
+        help="Where names are looked up as well, such as the cache of a node; may be repeated.",
+    ),
+    click.option(
+        "--agent-port",
+        type=click.IntRange(1, 65535),
+        default=8443,
+        show_default=True,
+        help="The router's port for agents, on loopback.",
+    ),
+    click.option(
+        "--admin-port",
+        type=click.IntRange(1, 65535),
+        default=9090,
+        show_default=True,
+        help="The router's port for health, metrics and status.",
+    ),
+    click.option(
+        "--pull-secret",
+        "pull_secrets",
+        metavar="NAME",
+        multiple=True,
+        help="A Secret for pulling images; may be repeated.",
+    ),
+)
+
+
+def _making(command: F) -> F:
+    """Adds the options that say how sandboxes are made."""
+    for option in reversed(_MAKING):
+        command = option(command)
+    return command
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    labels = given.pop("dns_labels") or {"k8s-app": "kube-dns"}
+    networks = given.pop("dns_networks")
+    dns = Dns(namespace=given.pop("dns_namespace"), pod_labels=labels, networks=networks)
+    images = FrozenMap(given.pop("agent_images"))
+    placement = Placement(given.pop("placement"))
+    return Settings(dns=dns, agent_images=images, placement=placement, **given)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="kars-operator", message="%(prog)s %(version)s")
+@_debug
+def operator() -> None:
+    """Turns McpServer and KarsSandbox resources into pods with exactly the egress they need."""
+
+
+@operator.command("run")
+@_making
+@click.option("--namespace", "-n", metavar="NS", callback=_namespace, help="Look at this one only.")
+@click.option("--kubeconfig", type=click.Path(path_type=Path), help="How to reach the cluster.")
+@click.option("--context", "kube_context", metavar="NAME", help="The context in the kubeconfig.")
+@click.option(
+    "--health",
+    metavar="HOST:PORT",
+    default="0.0.0.0:8080",
+    show_default=True,
+    help="Where /healthz, /readyz and /metrics are; empty for nowhere.",
+)
+@click.option(
+    "--election/--no-election",
+    default=True,
+    show_default=True,
+    help="Whether one of several operators is chosen to work.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=8,
+    show_default=True,
+    help="Objects that are worked on at once.",
+)
+@click.option(
+    "--block-plugin",
+    "blocked",
+    metavar="NAME",
+    multiple=True,
+    help="A plugin that is not loaded; may be repeated.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="The least important lines that are written.",
+)
+@_debug
+def run_operator(
+    *,
+    namespace: str | None,
+    kubeconfig: Path | None,
+    kube_context: str | None,
+    health: str,
+    election: bool,
+    workers: int,
+    blocked: tuple[str, ...],
+    log_level: str,
+    **making: Any,
+) -> None:
+    """Run the operator, until SIGTERM or SIGINT.
+
+    What is being worked on then comes to its end; nothing that runs in the cluster is touched.
+    """
+    from kars_operator.service import Options, run
+    from kars_router.kube import connection_from
+
+    configure_logging(level=log_level)
+    options = Options(
+        settings=_settings(making),
+        namespace=namespace,
+        health=health or None,
+        election=election,
+        workers=workers,
+        blocked=blocked,
+    )
+    connection = connection_from(kubeconfig, kube_context, None, os.environ)
+
+    async def until_told() -> None:
+        stop = trio.Event()
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_heed, signals, stop, nursery.cancel_scope)
+                await run(connection, options, stop)
+                nursery.cancel_scope.cancel()
+
+    trio.run(until_told)
+
+
+async def _heed(signals: Any, stop: trio.Event, scope: trio.CancelScope) -> None:
+    # The first signal is a request, the second one means it.
+    async for number in signals:
+        log().info("signal", name=signal.Signals(number).name)
+        if stop.is_set():
+            scope.cancel()
+        stop.set()
+
+
+@operator.command("render")
+@_making
+@click.option(
+    "--file",
+    "-f",
+    "files",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    required=True,
+    help="A file with resources, or a directory of them; may be repeated.",
+)
+@click.option(
+    "--namespace",
+    "-n",
+    metavar="NS",
+    default="default",
+    show_default=True,
+    callback=_namespace,
+    help="Where resources are that name no namespace.",
+)
+@click.option(
+    "--block-plugin",
+    "blocked",
+    metavar="NAME",
+    multiple=True,
+    help="A plugin that is not loaded; may be repeated.",
+)
+@_debug
+@click.pass_context
+def render_files(
+    context: click.Context,
+    /,
+    *,
+    files: tuple[Path, ...],
+    namespace: str,
+    blocked: tuple[str, ...],
+    **making: Any,
+) -> None:
+    """Print all objects of the sandboxes in some files, as the operator would apply them.
+
+    The same files always give the same bytes. A Service in the files counts as one that can be
+    read. Owners are left out, since only a cluster knows them.
+
+    \b
+    Exit codes:
+      0  everything was rendered
+      1  a reference leads to nothing; what can be rendered is printed all the same
+      2  a file or a sandbox cannot be used
+    """  # noqa: D301 (the backspace keeps click from filling the lines)
+    from kars_operator import render
+    from kars_router.plugins import Plugins
+
+    configure_logging(level="error", style="console")
+    plugins = Plugins.load(blocked=blocked)
+    found = render.read(files, namespace)
+    objects, warnings = render.render(found, _settings(making), plugins)
+    click.echo(render.dump(objects), nl=False)
+    for each in warnings:
+        click.echo(f"kars-operator: {each}", err=True)
+    if warnings:
+        context.exit(1)
+
+
+@operator.command("crds")
+@_debug
+def print_definitions() -> None:
+    """Print the CustomResourceDefinitions."""
+    from kars_operator import render
+    from kars_operator.crds import crd_manifests
+
+    click.echo(render.dump(crd_manifests()), nl=False)
