@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}\Z")
+from kars_router.config.patterns import HEADER_NAME
+
+_TOKEN = re.compile(rf"{HEADER_NAME}\Z")
 _VALUE = re.compile(r"[!-~](?:[ \t!-~]{0,8190}[!-~])?\Z")
 
 _CONNECTION = frozenset(
@@ -32,6 +34,8 @@ _PROTOCOL = frozenset(
     {"accept", "accept-encoding", "content-encoding", "content-type", "host", "last-event-id"}
 )
 _BROWSER = frozenset({"cookie", "cookie2", "origin", "referer"})
+# In lower case; beside them, everything that starts with `mcp-`.
+FORBIDDEN = frozenset({"authorization"}) | _BROWSER | _CONNECTION | _PROTOCOL
 
 
 def check_header_name(name: str) -> str | None:

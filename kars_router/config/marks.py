@@ -17,6 +17,7 @@ Priority = Annotated[int, "priority"]
 Name = Annotated[str, "name"]
 ServerKey = Annotated[str, "server name"]
 Glob = Annotated[str, "glob"]
+GlobOrAny = Annotated[str, "glob or any"]
 Regex = Annotated[str, "regular expression"]
 Pointer = Annotated[str, "JSON pointer"]
 Url = Annotated[str, "url"]
@@ -39,6 +40,8 @@ LabelOrAny = Annotated[str, "label or any"]
 Image = Annotated[str, "image"]
 Variable = Annotated[str, "variable of a container"]
 Quantity = Annotated[str, "quantity"]
+Timestamp = Annotated[str, "timestamp"]
+Generation = Annotated[int, "generation"]
 
 
 def key_of(attribute: str) -> str:

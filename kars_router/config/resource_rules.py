@@ -14,7 +14,13 @@ from kars_router.config.marks import key_of
 from kars_router.config.mcpserver import AllowedSandboxes, Managed, McpServerSpec, ServerOAuth
 from kars_router.config.rules import Broken, Given, Read, oauth_rules, policy_rules, server_rules
 from kars_router.config.sandbox import Agent, Byo, EnvVar, Governance, Router, ServerRef
-from kars_router.config.toolpolicyspec import BundleRef, PolicyProfile, ToolPolicySpec
+from kars_router.config.toolpolicyspec import (
+    BundleRef,
+    PolicyApproval,
+    PolicyApprovalMode,
+    PolicyProfile,
+    ToolPolicySpec,
+)
 
 MOST_SERVERS: Final = 8
 # Lists in which nothing stands twice, as several managers may add to them.
@@ -144,6 +150,12 @@ def profile_rules(_: Read, given: Given) -> Broken:
         yield "inline", "is missing: put the profile here"
 
 
+def policy_approval_rules(read: Read, given: Given) -> Broken:
+    """The rules for the approval of kars' own format."""
+    if read.get("mode") is PolicyApprovalMode.ABOVE_THRESHOLD or "threshold" in given:
+        yield "threshold", "is not supported; write a rule with the effect approve and a condition"
+
+
 def _twice(cls: type, read: Read) -> Broken:
     for attribute in SETS[cls]:
         listed = read.get(attribute)
@@ -171,5 +183,6 @@ RESOURCE_RULES: Mapping[type, Callable[[Read, Given], Broken]] = {
     Router: container_rules,
     Byo: container_rules,
     PolicyProfile: profile_rules,
+    PolicyApproval: policy_approval_rules,
     ToolPolicySpec: policy_rules,
 }

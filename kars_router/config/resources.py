@@ -106,13 +106,13 @@ class ToolPolicyResource:
 
 Resource: TypeAlias = McpServerResource | KarsSandboxResource | ToolPolicyResource
 
-_SPECS: Final[Mapping[str, type[Any]]] = {
+SPECS: Final[Mapping[str, type[Any]]] = {
     "McpServer": McpServerSpec,
     "KarsSandbox": KarsSandboxSpec,
     "ToolPolicy": ToolPolicySpec,
 }
 # The namespace kars-NAME, a label's value and a server's key must hold them.
-_LONGEST_NAME: Final = {"McpServer": 63, "KarsSandbox": 58}
+LONGEST_NAMES: Final = {"McpServer": 63, "KarsSandbox": 58}
 
 
 def structure_resource(manifest: Mapping[str, Any]) -> Resource:
@@ -133,10 +133,10 @@ def structure_resource(manifest: Mapping[str, Any]) -> Resource:
             )
         )
     kind = manifest.get("kind")
-    if not isinstance(kind, str) or kind not in _SPECS:
-        near = suggest(kind, _SPECS) if isinstance(kind, str) else ""
+    if not isinstance(kind, str) or kind not in SPECS:
+        near = suggest(kind, SPECS) if isinstance(kind, str) else ""
         problems.append(
-            Problem(("kind",), f"must be one of {', '.join(_SPECS)}, not {show(kind)}{near}")
+            Problem(("kind",), f"must be one of {', '.join(SPECS)}, not {show(kind)}{near}")
         )
         raise InvalidConfigError(problems, source)
     meta = Meta(name="")
@@ -146,7 +146,7 @@ def structure_resource(manifest: Mapping[str, Any]) -> Resource:
         problems += (problem.under("metadata") for problem in error.problems)
     spec = None
     try:
-        spec = structure_section(_given(manifest.get("spec")), _SPECS[kind])
+        spec = structure_section(_given(manifest.get("spec")), SPECS[kind])
     except InvalidError as error:
         problems += (problem.under("spec") for problem in error.problems)
     if problems:
@@ -183,7 +183,7 @@ def _meta(raw: object, kind: str) -> Meta:
         raise InvalidError([Problem((), f"must be a mapping, not {show(raw)}")])
     problems = []
     name = raw.get("name")
-    longest = _LONGEST_NAME.get(kind)
+    longest = LONGEST_NAMES.get(kind)
     pattern = OBJECT_NAME if longest is None else LABEL
     if not isinstance(name, str) or not pattern.match(name):
         problems.append(Problem(("name",), f"is no name that a {kind} can have: {show(name)}"))

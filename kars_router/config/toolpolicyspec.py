@@ -7,12 +7,22 @@ so that it is refused with a sentence rather than left out.
 
 from __future__ import annotations
 
-from typing import Any
+import enum
+from typing import Any, Final
 
 from attrs import field, fields, frozen
 
-from kars_router.config.marks import NO_KEY, Json, Name, Sentence
-from kars_router.config.toolpolicy import AgtProfile, ToolPolicy
+from kars_router.config.frozenmap import FrozenMap
+from kars_router.config.marks import NO_KEY, GlobOrAny, Json, Name, Sentence
+from kars_router.config.toolpolicy import (
+    AgtProfile,
+    AppliesTo,
+    ApprovalMode,
+    SimpleApproval,
+    ToolPolicy,
+)
+
+_NOTHING: FrozenMap[Any, Any] = FrozenMap()
 
 
 @frozen(kw_only=True)
@@ -30,6 +40,54 @@ class BundleRef:
     repository: str = ""
     digest: str = ""
     artifact_type: str = ""
+
+
+@frozen(kw_only=True)
+class Selector(AppliesTo):
+    """Which sandboxes and calls a policy is for.
+
+    Attributes:
+        tool: pattern of tools; empty for any.
+        mcp_server: pattern of servers; empty for any.
+        sandbox_match_labels: labels of the sandboxes that it is for, beside those that name it; no
+            labels pick no sandbox.
+    """
+
+    tool: GlobOrAny = "*"
+    mcp_server: GlobOrAny = "*"
+    sandbox_match_labels: FrozenMap[str, str] = _NOTHING
+
+
+class PolicyApprovalMode(enum.StrEnum):
+    """When every call of a policy needs a person's approval; `AUTO` is never, `HUMAN` always."""
+
+    NEVER = "never"
+    ALWAYS = "always"
+    ABOVE_THRESHOLD = "aboveThreshold"
+    AUTO = "auto"
+    HUMAN = "human"
+
+
+_MODES: Final = {
+    PolicyApprovalMode.ALWAYS: ApprovalMode.ALWAYS,
+    PolicyApprovalMode.HUMAN: ApprovalMode.ALWAYS,
+}
+
+
+@frozen(kw_only=True)
+class PolicyApproval(SimpleApproval):
+    """Whether a person has to approve calls.
+
+    Attributes:
+        mode: when every call of the policy is held; `aboveThreshold` is not supported, so that
+            such a policy is not `Ready`.
+        threshold: an amount of money; not supported likewise.
+        channel: a name for people; nothing is sent there.
+    """
+
+    mode: PolicyApprovalMode = PolicyApprovalMode.NEVER  # type: ignore[assignment]
+    threshold: str | None = None
+    channel: str | None = None
 
 
 @frozen(kw_only=True)
@@ -77,7 +135,9 @@ class ToolPolicySpec(ToolPolicy):
 
     name: Name | None = field(default=None, metadata=NO_KEY)
     bundle_ref: Json | None = field(default=None, metadata=NO_KEY)
+    applies_to: Selector = Selector()
     agt_profile: PolicyProfile | None = None
+    approval: PolicyApproval = PolicyApproval()
     commerce: Commerce | None = None
     display_name: Sentence | None = None
 
@@ -88,5 +148,16 @@ class ToolPolicySpec(ToolPolicy):
             name: the name of the resource.
         """
         own: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(ToolPolicy)}
-        profile = self.agt_profile and AgtProfile(inline=self.agt_profile.inline)
-        return ToolPolicy(**{**own, "name": name, "agt_profile": profile})
+        selector, profile = self.applies_to, self.agt_profile
+        mode = _MODES.get(self.approval.mode, ApprovalMode.NEVER)
+        own |= {
+            "name": name,
+            "applies_to": AppliesTo(
+                tool=selector.tool,
+                mcp_server=selector.mcp_server,
+                sandbox_match_labels=selector.sandbox_match_labels,
+            ),
+            "agt_profile": profile and AgtProfile(inline=profile.inline),
+            "approval": SimpleApproval(mode=mode, channel=self.approval.channel),
+        }
+        return ToolPolicy(**own)

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kars_router.config import addresses, globs, headers, marks, units
+from kars_router.config import addresses, globs, headers, marks, patterns, units
 from kars_router.config.frozenmap import FrozenMap
 from kars_router.config.problems import InvalidError, Problem, invalid, kind_of, show, suggest
 
@@ -27,20 +27,17 @@ HIDDEN = "(hidden)"
 LARGEST_COUNT = 1_000_000
 DEEPEST_OPTION = 32
 LONGEST_SENTENCE = 4096
-_POINTER = re.compile(r"(/([^/~]|~[01])*)+\Z")
-_SCOPE = re.compile(r"[!#-\[\]-~]{1,256}\Z")  # RFC 6749 section 3.3
-ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}\Z")
-
-_SERVER_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
+_POINTER = re.compile(rf"{patterns.POINTER}\Z")
+_SCOPE = re.compile(rf"{patterns.SCOPE}\Z")  # RFC 6749 section 3.3
+ENV_NAME = re.compile(rf"{patterns.ENV_NAME}\Z")
+_NAME = re.compile(rf"{patterns.NAME}\Z")
 # RFC 1123, as Kubernetes has it.
-LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
-OBJECT_NAME = re.compile(
-    r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*\Z"
-)
-_IMAGE = re.compile(r"[!-~]{1,1024}\Z")
-_VARIABLE = re.compile(r"[A-Za-z_.-][A-Za-z0-9_.-]{0,254}\Z")
-_QUANTITY = re.compile(r"[0-9]{1,15}(\.[0-9]{1,9})?(m|u|n|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?\Z")
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
+LABEL = re.compile(rf"{patterns.LABEL}\Z")
+OBJECT_NAME = re.compile(rf"(?=.{{1,253}}\Z){patterns.OBJECT_NAME}\Z")
+_LABEL_OR_ANY = re.compile(rf"(?:[*]|{patterns.LABEL})\Z")
+_IMAGE = re.compile(rf"(?=.{{1,1024}}\Z){patterns.IMAGE}\Z")
+_VARIABLE = re.compile(rf"{patterns.VARIABLE}\Z")
+_QUANTITY = re.compile(rf"{patterns.QUANTITY}\Z")
 
 
 def string_pairs(raw: object, problems: list[Problem]) -> Iterable[tuple[str, object]]:
@@ -219,6 +216,14 @@ def _thaw(value: object) -> object:
     return value
 
 
+def _glob_or_any(raw: object, _: Any) -> str:
+    text = _string(raw) or "*"
+    complaint = globs.check_glob(text)
+    if complaint is not None:
+        raise invalid(complaint)
+    return text
+
+
 def _parsed(parse: Callable[[str], T], read: Callable[[object], str] = _string) -> Hook:
     """A hook from a parser of strings that raises ValueError with a sentence."""
 
@@ -277,11 +282,12 @@ MARK_HOOKS: tuple[tuple[Any, Hook], ...] = (
     (
         marks.ServerKey,
         _matching(
-            _SERVER_NAME,
+            LABEL,
             "is not a server name: it takes 1 to 63 lower-case letters, digits or inner dashes",
         ),
     ),
     (marks.Glob, _checked(globs.check_glob)),
+    (marks.GlobOrAny, _glob_or_any),
     (marks.Url, _parsed(addresses.parse_url, _hidden_string)),
     (marks.HttpUrl, _http_url),
     (marks.EnvName, _env_name),
@@ -306,7 +312,7 @@ MARK_HOOKS: tuple[tuple[Any, Hook], ...] = (
     (
         marks.LabelOrAny,
         _matching(
-            re.compile(rf"\*\Z|{LABEL.pattern}"),
+            _LABEL_OR_ANY,
             "must be * or a name of 1 to 63 lower-case letters, digits, dashes",
         ),
     ),
