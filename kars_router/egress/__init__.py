@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from kars_router.egress.explain import explain
 from kars_router.egress.networkpolicy import Dns, sandbox_policy
+from kars_router.egress.reach import Excess, Kind, excess, lacking
 from kars_router.egress.rules import ANNOTATION, PRIVATE, SourcedRule, merge, summary, tell_sources
 from kars_router.egress.servers import needed_by
 from kars_router.egress.services import service_from
@@ -26,14 +27,18 @@ __all__ = [
     "DEFAULT_DOMAIN",
     "PRIVATE",
     "Dns",
+    "Excess",
     "Explanation",
+    "Kind",
     "Place",
     "Rule",
     "Scope",
     "Service",
     "ServiceLookup",
     "SourcedRule",
+    "excess",
     "explain",
+    "lacking",
     "merge",
     "needed_by",
     "sandbox_policy",

@@ -94,23 +94,35 @@ def summary(rule: Rule) -> str:
     Args:
         rule: a NetworkPolicy egress rule.
     """
-    peers = " and ".join(_peer(peer) for peer in rule.get("to") or [{}])
+    peers = " and ".join(summary_of_peer(peer) for peer in rule.get("to") or [{}])
     ports = [f"{p.get('protocol', 'TCP')} {p.get('port', 'any')}" for p in rule.get("ports") or []]
     return f"{peers}, {' and '.join(ports) or 'every port'}"
 
 
-def _peer(peer: Mapping[str, Any]) -> str:
-    if "ipBlock" in peer:
+def summary_of_peer(peer: Mapping[str, Any]) -> str:
+    """A peer of a rule in a few words, such as `namespace tools pods app=db`."""
+    if peer.get("ipBlock") is not None:
         block = peer["ipBlock"]
-        return f"{block.get('cidr')}{' without private ones' if block.get('except') else ''}"
+        left_out = block.get("except") or ()
+        if not left_out:
+            return str(block.get("cidr"))
+        private = any(list(left_out) == list(each) for each in PRIVATE.values())
+        said = "private ones" if private else ", ".join(map(str, left_out))
+        return f"{block.get('cidr')} without {said}"
     parts = []
     for key, what in (("namespaceSelector", "namespace"), ("podSelector", "pods")):
-        if key in peer:
+        if peer.get(key) is not None:
             labels: Mapping[str, str] = peer[key].get("matchLabels") or {}
-            named = labels.get(NAMESPACE_LABEL) if len(labels) == 1 else None
-            said = ",".join(f"{name}={value}" for name, value in sorted(labels.items()))
+            more = [_condition(each) for each in peer[key].get("matchExpressions") or ()]
+            named = labels.get(NAMESPACE_LABEL) if len(labels) == 1 and not more else None
+            said = ",".join([*(f"{name}={labels[name]}" for name in sorted(labels)), *more])
             parts.append(f"{what} {named or said or 'any'}")
     return " ".join(parts) or "anywhere"
+
+
+def _condition(said: Mapping[str, Any]) -> str:
+    values = ",".join(map(str, said.get("values") or ()))
+    return f"{said.get('key')} {said.get('operator')}" + (f" ({values})" if values else "")
 
 
 def _blocks(networks: Sequence[str]) -> list[dict[str, Any]]:
