@@ -38,6 +38,7 @@ class Heard:
         entries: the digest of each thing, by kind and name.
         refused: what is wrong with a newer configuration that it did not take over.
         problem: why it could not be asked; "" if it could.
+        pending: whether its pod has no address yet, so that there was nobody to ask.
     """
 
     pod: str
@@ -45,6 +46,7 @@ class Heard:
     entries: frozenset[tuple[str, str, str]] = frozenset()
     refused: str = ""
     problem: str = ""
+    pending: bool = False
 
 
 @define(eq=False)
@@ -93,7 +95,7 @@ class Routers:
         name = pod["metadata"]["name"]
         url = _url(pod)
         if url is None:
-            return Heard(pod=name, problem="it has no address yet")
+            return Heard(pod=name, problem="it has no address yet", pending=True)
         try:
             with trio.fail_after(_PATIENCE_SECONDS):
                 return read(name, await self.get(url))

@@ -166,10 +166,17 @@ def dump(objects: Iterable[Manifest]) -> str:
     writer.width = 4096  # a long sentence stays one line, so that lines can be compared
     # Objects share parts, and YAML would write the second one as a reference to the first.
     writer.representer.ignore_aliases = lambda _: True
+    # A file in a ConfigMap is read as it stands there.
+    writer.representer.add_representer(str, _text)
     text = io.StringIO()
     for each in objects:
         writer.dump(each, text)
     return text.getvalue()
+
+
+def _text(representer: Any, value: str) -> Any:
+    style = "|" if "\n" in value else None
+    return representer.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
 def _files(path: Path) -> Iterator[Path]:

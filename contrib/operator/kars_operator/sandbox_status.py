@@ -152,6 +152,8 @@ def _enforcing(facts: Facts) -> Condition:
     if not facts.heard:
         return no("AwaitingRouter", "There is no pod yet that could say what its router enforces.")
     for each in facts.heard:
+        if each.pending:
+            return no("AwaitingRouter", f"The pod {each.pod} has no address yet.")
         if each.problem:
             return no("RouterUnreachable", f"The router of {each.pod}: {each.problem}")
         if each.refused and each.digest != facts.plan.digest:

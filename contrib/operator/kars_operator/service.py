@@ -103,7 +103,6 @@ async def run(
             url = ""
             if options.health is not None:
                 app = health.application(
-                    sick=lambda: "",
                     waiting=lambda: _waiting(metrics, election),
                     metrics=metrics.render,
                 )
