@@ -15,15 +15,16 @@ import secrets
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 import trio
 from attrs import define, field, frozen
 
 from kars_operator.backoff import Growth, asked_delay
 from kars_router.errors import UserError
+from kars_router.kube import Kube
 from kars_router.kube.errors import ApiError, ConflictError, KubeError, NotFoundError
-from kars_router.kube.resources import EVENTS, Resource
+from kars_router.kube.resources import EVENTS
 from kars_router.telemetry import log
 
 Type = Literal["Normal", "Warning"]
@@ -34,20 +35,6 @@ _LONGEST_NAME: Final = 230  # of the object, so that the event's is no longer th
 # Where the API server wants events of objects that are in no namespace.
 _CLUSTER_NAMESPACE: Final = "default"
 _SWEEP_SECONDS: Final = 30.0
-
-
-class Sink(Protocol):
-    """The part of `kars_router.kube.Kube` that events need."""
-
-    async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """Makes an object."""
-        ...
-
-    async def patch(
-        self, resource: Resource, name: str, namespace: str | None, change: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Changes fields of an object."""
-        ...
 
 
 @frozen(kw_only=True)
@@ -132,7 +119,7 @@ class Recorder:
 
     def __init__(
         self,
-        kube: Sink,
+        kube: Kube,
         instance: str,
         *,
         controller: str = "kars.azure.com/operator",

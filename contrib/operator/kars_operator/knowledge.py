@@ -13,7 +13,7 @@ import trio
 from attrs import define, field
 
 from kars_operator import names
-from kars_operator.reflector import Reflector, Source
+from kars_operator.reflector import Reflector
 from kars_operator.refs import Unusable
 from kars_operator.store import Change, Key, Object, by_namespace, key_of, trim
 from kars_router.config.resources import (
@@ -25,6 +25,7 @@ from kars_router.config.resources import (
 )
 from kars_router.egress import Service, service_from
 from kars_router.errors import ConfigError
+from kars_router.kube import Kube
 from kars_router.kube import resources as kinds
 from kars_router.kube.resources import Resource as Kind
 
@@ -61,7 +62,7 @@ class Knowledge:
         own_namespaces: whether sandboxes have namespaces of their own.
     """
 
-    kube: Source
+    kube: Kube
     namespace: str | None
     told: Told
     own_namespaces: bool = False

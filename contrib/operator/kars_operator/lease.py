@@ -19,14 +19,15 @@ import secrets
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import trio
 from attrs import frozen
 
 from kars_router.errors import KarsError, UserError
+from kars_router.kube import Kube
 from kars_router.kube.errors import ConflictError, KubeError, NotFoundError
-from kars_router.kube.resources import LEASES, Resource
+from kars_router.kube.resources import LEASES
 from kars_router.telemetry import log
 
 Lease = dict[str, Any]
@@ -36,24 +37,6 @@ _RELEASE_SECONDS: Final = 3.0
 
 class LeaseLost(KarsError):
     """Somebody else holds the Lease, or nobody does."""
-
-
-class Keeper(Protocol):
-    """The part of `kars_router.kube.Kube` that an election needs."""
-
-    async def get(
-        self, resource: Resource, name: str, namespace: str | None = None
-    ) -> dict[str, Any]:
-        """One object."""
-        ...
-
-    async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """Makes an object."""
-        ...
-
-    async def replace(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """Replaces an object of the very version in the manifest."""
-        ...
 
 
 @frozen(kw_only=True)
@@ -102,7 +85,7 @@ class Election:
 
     def __init__(
         self,
-        kube: Keeper,
+        kube: Kube,
         name: str,
         namespace: str,
         *,

@@ -10,10 +10,9 @@ Source: https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-d
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
-from typing import Any, Final, Protocol
+from typing import Final
 
 import trio
 from attrs import field, frozen
@@ -22,6 +21,7 @@ from kars_operator import store as stores
 from kars_operator.backoff import Growth, asked_delay
 from kars_operator.store import Change, IndexFunction, Object, Store
 from kars_router.errors import KarsError, UserError
+from kars_router.kube import Event, Kube
 from kars_router.kube.errors import (
     AnswerError,
     ForbiddenError,
@@ -50,57 +50,6 @@ class State(Enum):
     FAILING = "failing"
     FORBIDDEN = "forbidden"
     ABSENT = "absent"
-
-
-class WatchEvent(Protocol):
-    """One event of a watch."""
-
-    @property
-    def type(self) -> str:
-        """`ADDED`, `MODIFIED`, `DELETED` or `BOOKMARK`."""
-        ...
-
-    @property
-    def object(self) -> dict[str, Any]:
-        """The object, or of a bookmark only its version."""
-        ...
-
-
-class Listed(Protocol):
-    """All pages of a list."""
-
-    @property
-    def items(self) -> Iterable[dict[str, Any]]:
-        """The objects."""
-        ...
-
-    @property
-    def resource_version(self) -> str:
-        """The version of the whole; a watch from here misses nothing."""
-        ...
-
-
-class Source(Protocol):
-    """The part of `kars_router.kube.Kube` that a reflector needs."""
-
-    async def list(
-        self, resource: Resource, namespace: str | None = None, *, labels: str, fields: str
-    ) -> Listed:
-        """All objects."""
-        ...
-
-    def watch(
-        self,
-        resource: Resource,
-        namespace: str | None = None,
-        *,
-        resource_version: str,
-        labels: str,
-        fields: str,
-        seconds: float,
-    ) -> AbstractAsyncContextManager[AsyncIterator[WatchEvent]]:
-        """All changes since a version."""
-        ...
 
 
 @frozen(kw_only=True)
@@ -149,6 +98,7 @@ class Reflector:
         store: the objects as they were last seen.
         state: how it stands with the resource.
         problem: what is wrong, as one sentence; empty if nothing is.
+        served: whether the server serves the resource, as far as is known; None before it is.
         relists: successful lists.
         restarts: watches opened after the first.
         failures: lists and watches that failed.
@@ -159,7 +109,7 @@ class Reflector:
 
     def __init__(
         self,
-        kube: Source,
+        kube: Kube,
         resource: Resource,
         namespace: str | None = None,
         *,
@@ -176,6 +126,7 @@ class Reflector:
         self.store = Store(indexes)
         self.state = State.STARTING
         self.problem = ""
+        self.served: bool | None = None
         self.relists = 0
         self.restarts = 0
         self.failures = 0
@@ -194,6 +145,7 @@ class Reflector:
         self._synced = trio.Event()
         self._version = ""
         self._opened = 0
+        self._heard = 0  # events and bookmarks
         self._failed = 0  # lists and watches in a row
         self._unheard = 0  # watches in a row that brought nothing
 
@@ -242,6 +194,7 @@ class Reflector:
             seconds = f"{self._pace.listing:g} s"
             raise UnreachableError(f"the list did not come to an end within {seconds}") from error
         self.relists += 1
+        self.served = True
         self._hear()
         self._version = listing.resource_version
         self._tell(self.store.replace([self._kept(each) for each in listing.items]))
@@ -257,43 +210,47 @@ class Reflector:
             NotFoundError: the resource is no longer served.
             ForbiddenError: we may no longer read it.
         """
-        began, heard = trio.current_time(), False
-        seconds = self._pace.watch * (1 + self._random())
+        began, before = trio.current_time(), self._heard
         self.restarts += self._opened > 0
         self._opened += 1
         failure: KarsError | None = None
         try:
-            with trio.move_on_after(self._pace.silence) as patience:
-                async with self._kube.watch(
-                    self.resource,
-                    self._namespace,
-                    resource_version=self._version,
-                    labels=self._labels,
-                    fields=self._fields,
-                    seconds=seconds,
-                ) as events:
-                    self._recover()
-                    async for event in events:
-                        patience.deadline = trio.current_time() + self._pace.silence
-                        heard = True
-                        self._failed = self._unheard = 0
-                        self._take(event)
-            if patience.cancelled_caught:
-                self.silences += 1
-                log().info("reflector_silence", **self._named, seconds=self._pace.silence)
+            await self._watch_once()
         except (GoneError, NotFoundError, ForbiddenError):
             raise
         except (KubeError, UserError) as error:
             failure = error
-        self._unheard += not heard
+        heard = self._heard > before
+        # A server that does not answer at all will remember the version when it does.
+        self._unheard += not heard and not isinstance(failure, UnreachableError)
         if failure is None and (heard or trio.current_time() - began >= _WORTHWHILE_SECONDS):
             self._failed = 0
             # An end is no failure, but all watches of a server that stops end at once.
             await trio.sleep(self._pace.growth.delay(1, self._random))
         else:
-            await self._fail(failure or UnreachableError("the watch ended as soon as it was open"))
+            await self._fail(failure or AnswerError("the watch ended as soon as it was open"))
 
-    def _take(self, event: WatchEvent) -> None:
+    async def _watch_once(self) -> None:
+        with trio.move_on_after(self._pace.silence) as patience:
+            async with self._kube.watch(
+                self.resource,
+                self._namespace,
+                resource_version=self._version,
+                labels=self._labels,
+                fields=self._fields,
+                seconds=self._pace.watch * (1 + self._random()),
+            ) as events:
+                self._recover()
+                async for event in events:
+                    self._take(event)
+                    self._heard += 1
+                    self._failed = self._unheard = 0
+                    patience.deadline = trio.current_time() + self._pace.silence
+        if patience.cancelled_caught:
+            self.silences += 1
+            log().info("reflector_silence", **self._named, seconds=self._pace.silence)
+
+    def _take(self, event: Event) -> None:
         self._hear()
         if event.type != "BOOKMARK":
             self.events += 1
@@ -302,15 +259,13 @@ class Reflector:
                 self._tell(self.store.remove(stores.key_of(found), last=found))
             else:
                 self._tell(self.store.put(found))
-        self._version = _version_of(event.object) or self._version
+        self._version = event.resource_version or self._version
 
     def _kept(self, found: Object) -> Object:
-        try:
-            stores.key_of(found)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise AnswerError(
-                f"there is an object without a name among the {self._what}"
-            ) from error
+        metadata = found.get("metadata")
+        name = metadata.get("name") if isinstance(metadata, dict) else None
+        if not (name and isinstance(name, str)):
+            raise AnswerError(f"an object without a name is among {self._what}")
         # In a list the objects of most kinds come without these two.
         named = {"apiVersion": self.resource.api_version, "kind": self.resource.kind}
         return self._trim({**named, **found})
@@ -345,6 +300,7 @@ class Reflector:
         """
         self.failures += 1
         absent = isinstance(error, NotFoundError)
+        self.served = not absent
         state = State.ABSENT if absent else State.FORBIDDEN
         self.problem = (
             f"the API server does not serve {self._what}; is the definition installed?"
@@ -379,7 +335,3 @@ class Reflector:
     @property
     def _named(self) -> dict[str, str]:
         return {"resource": self.resource.plural, "namespace": self._namespace or "*"}
-
-
-def _version_of(found: Mapping[str, Any]) -> str:
-    return str((found.get("metadata") or {}).get("resourceVersion") or "")
