@@ -3,7 +3,7 @@
 Owns how an API server is found, asked and understood. Must not know what any object means.
 """
 
-from kars_router.kube.client import Kube, Listing, open_kube
+from kars_router.kube.client import Kube, open_kube
 from kars_router.kube.connection import Connection, connection_from
 from kars_router.kube.errors import (
     AnswerError,
@@ -17,6 +17,7 @@ from kars_router.kube.errors import (
     UnauthorizedError,
     UnreachableError,
 )
+from kars_router.kube.lists import Listing
 from kars_router.kube.resources import Resource, resource_of
 from kars_router.kube.watch import Event, Watch
 

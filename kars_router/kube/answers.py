@@ -101,6 +101,8 @@ def _kind(response: httpx.Response, data: bytes) -> str:
     start = data.lstrip()[:200].lower()
     if not start:
         return "nothing"
+    if _decoded(data) is not None:
+        return "JSON that is no object of the Kubernetes API"
     if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
         return "an HTML page"
     kind = response.headers.get("content-type", "").partition(";")[0].strip()

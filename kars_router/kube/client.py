@@ -1,7 +1,6 @@
 """Requests to a Kubernetes API server.
 
-Owns what a request looks like, how a list is put together from its pages, and which requests are
-sent again. Must not know what objects mean, and keeps none.
+Owns what each request looks like. Must not know what objects mean, and keeps none.
 
 Source: https://kubernetes.io/docs/reference/using-api/api-concepts/,
 https://kubernetes.io/docs/reference/using-api/server-side-apply/.
@@ -14,60 +13,24 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import httpx
-import msgspec
 import trio
-from attrs import define, field, frozen
+from attrs import define, field
 
 from kars_router._version import __version__
-from kars_router.kube.answers import check_encoding, read_object
 from kars_router.kube.connection import Connection
-from kars_router.kube.errors import (
-    AnswerError,
-    GoneError,
-    NotFoundError,
-    UnauthorizedError,
-    UnreachableError,
-)
+from kars_router.kube.errors import NotFoundError
+from kars_router.kube.lists import Listing, collect
+from kars_router.kube.requests import APPLY, JSON, MERGE, Request, Requester
 from kars_router.kube.resources import Resource, name_of, resource_of
 from kars_router.kube.tls import Trust, opener
 from kars_router.kube.watch import GRACE_SECONDS, Watch
 from kars_router.transports.answers import open_chunks
 from kars_router.transports.client import new_client
-from kars_router.transports.http import EXTENSION, Exchange, TrioTransport
+from kars_router.transports.http import TrioTransport
 
-_CONNECT_SECONDS: Final = 10.0
 _CLOSE_SECONDS: Final = 1.0
-_RESTARTS: Final = 3
-_JSON: Final = "application/json"
-_MERGE: Final = "application/merge-patch+json"
-_APPLY: Final = "application/apply-patch+yaml"  # of which JSON is a part
 
 Manifest = dict[str, Any]
-
-
-@frozen
-class Listing:
-    """All objects of a kind at one moment.
-
-    Attributes:
-        items: each with its `apiVersion` and `kind`.
-        resource_version: where a watch goes on from.
-    """
-
-    items: list[Manifest]
-    resource_version: str
-
-
-@frozen(kw_only=True)
-class _Request:
-    method: str
-    path: str
-    query: Mapping[str, str] = field(factory=dict)
-    body: object = None
-    content: str = _JSON
-    # Doing it twice comes to the same as doing it once.
-    repeatable: bool = False
-    control: bool = False
 
 
 @define
@@ -83,18 +46,22 @@ class Kube:
     doing it twice is the same as doing it once; and so is one whose token had expired. Nothing
     else is tried again here.
 
-    Attributes:
-        connection: the server and who we are.
+    Args:
+        requests: sends them.
     """
 
-    connection: Connection
-    _client: httpx.AsyncClient
+    _requests: Requester
     _discovered: dict[tuple[str, str], Resource] = field(factory=dict, init=False)
 
     @property
     def where(self) -> str:
         """The server, for messages."""
-        return f"the API server {self.connection.server}"
+        return self._requests.where
+
+    @property
+    def connection(self) -> Connection:
+        """The server and who we are."""
+        return self._requests.connection
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> Manifest:
         """One object.
@@ -104,8 +71,8 @@ class Kube:
             name: its name.
             namespace: None for the connection's.
         """
-        return await self._ask(
-            _Request(
+        return await self._requests.ask(
+            Request(
                 method="GET", path=resource.path(self._namespace(namespace), name), repeatable=True
             )
         )
@@ -119,10 +86,10 @@ class Kube:
         fields: str = "",
         limit: int = 500,
     ) -> Listing:
-        """All objects of a kind, page by page.
+        """All objects of a kind, page by page, as they were at one moment.
 
-        A page that the server does not remember any more restarts the list; so the result is
-        always of one moment.
+        A page that the server does not remember any more restarts the list, and so does one that
+        is too large, with smaller ones.
 
         Args:
             resource: the kind.
@@ -132,33 +99,7 @@ class Kube:
             limit: objects on a page.
         """
         query = _selectors(labels, fields)
-        path = resource.path(namespace)
-        for _ in range(_RESTARTS):
-            try:
-                return await self._pages(resource, path, {**query, "limit": str(limit)})
-            except GoneError:
-                continue
-        # A list that takes longer than the server remembers has to be had in one piece.
-        return await self._pages(resource, path, query)
-
-    async def _pages(self, resource: Resource, path: str, query: dict[str, str]) -> Listing:
-        items: list[Manifest] = []
-        more: dict[str, str] = {}
-        while True:
-            request = _Request(method="GET", path=path, query={**query, **more}, repeatable=True)
-            page = await self._ask(request)
-            metadata, found = page.get("metadata"), page.get("items")
-            if not isinstance(metadata, dict) or not isinstance(found, list | None):
-                raise AnswerError(f"{self.where} answers with something that is no list")
-            for each in found or ():
-                # The server leaves out of items what the list says of all of them.
-                each.setdefault("apiVersion", resource.api_version)
-                each.setdefault("kind", resource.kind)
-                items.append(each)
-            token = metadata.get("continue")
-            if not token:
-                return Listing(items, str(metadata.get("resourceVersion", "")))
-            more = {"continue": str(token)}
+        return await collect(self._requests, resource, namespace, query=query, limit=limit)
 
     @asynccontextmanager
     async def watch(
@@ -191,12 +132,11 @@ class Kube:
             "resourceVersion": resource_version,
             "timeoutSeconds": str(max(1, round(seconds))),
         }
-        request = _Request(
+        request = Request(
             method="GET", path=resource.path(namespace), query=query, repeatable=True, control=True
         )
         deadline = trio.current_time() + seconds + GRACE_SECONDS
-        response = await self._answer(request)
-        check_encoding(response, self.where)
+        response = await self._requests.open(request)
         async with open_chunks(response) as chunks:
             yield Watch(chunks, self.where, deadline)
 
@@ -209,8 +149,8 @@ class Kube:
         """
         resource = await self.resource_of(manifest)
         namespace, _ = name_of(manifest)
-        return await self._ask(
-            _Request(
+        return await self._requests.ask(
+            Request(
                 method="POST",
                 path=resource.path(self._namespace(namespace)),
                 query=_manager(manager),
@@ -229,8 +169,8 @@ class Kube:
             manager: the field manager; the client's name if empty.
         """
         path = await self._path(manifest, subresource)
-        return await self._ask(
-            _Request(method="PUT", path=path, query=_manager(manager), body=manifest)
+        return await self._requests.ask(
+            Request(method="PUT", path=path, query=_manager(manager), body=manifest)
         )
 
     async def apply(
@@ -258,13 +198,13 @@ class Kube:
             query["dryRun"] = "All"
         if strict:
             query["fieldValidation"] = "Strict"
-        return await self._ask(
-            _Request(
+        return await self._requests.ask(
+            Request(
                 method="PATCH",
                 path=await self._path(manifest, subresource),
                 query=query,
                 body=manifest,
-                content=_APPLY,
+                content=APPLY,
                 repeatable=True,
             )
         )
@@ -289,13 +229,13 @@ class Kube:
             subresource: such as `status`.
             manager: the field manager; the client's name if empty.
         """
-        return await self._ask(
-            _Request(
+        return await self._requests.ask(
+            Request(
                 method="PATCH",
                 path=resource.path(self._namespace(namespace), name, subresource),
                 query=_manager(manager),
                 body=change,
-                content=_MERGE,
+                content=MERGE,
                 # With a version, the second time would be a conflict with the first.
                 repeatable="resourceVersion" not in (change.get("metadata") or {}),
             )
@@ -328,7 +268,9 @@ class Kube:
             options["preconditions"] = {"uid": uid}
         path = resource.path(self._namespace(namespace), name)
         try:
-            await self._ask(_Request(method="DELETE", path=path, body=options, repeatable=True))
+            await self._requests.ask(
+                Request(method="DELETE", path=path, body=options, repeatable=True)
+            )
         except NotFoundError:
             return
 
@@ -362,7 +304,9 @@ class Kube:
 
     async def _served(self, resource: Resource) -> Sequence[Manifest]:
         try:
-            found = await self._ask(_Request(method="GET", path=resource.root, repeatable=True))
+            found = await self._requests.ask(
+                Request(method="GET", path=resource.root, repeatable=True)
+            )
         except NotFoundError:
             return []
         listed = found.get("resources")
@@ -375,65 +319,6 @@ class Kube:
         resource = await self.resource_of(manifest)
         namespace, name = name_of(manifest)
         return resource.path(self._namespace(namespace), name, subresource)
-
-    async def _ask(self, request: _Request) -> Manifest:
-        response = await self._answer(request)
-        return await self._read(response)
-
-    async def _answer(self, request: _Request) -> httpx.Response:
-        """The answer to a request, unless it is an error; its body is still to be read."""
-        again = request.repeatable
-        renewed = False
-        while True:
-            exchange = Exchange(control=request.control)
-            try:
-                response = await self._send(request, exchange)
-            except httpx.TransportError as error:
-                if not again or not exchange.reused:
-                    raise self._unreachable(error) from error
-                again = False
-                continue
-            if response.status_code < 300:
-                return response
-            try:
-                await self._read(response)
-            except UnauthorizedError:
-                if renewed or not self.connection.credentials.refused():
-                    raise
-                renewed = True
-
-    async def _read(self, response: httpx.Response) -> Manifest:
-        try:
-            with trio.move_on_after(self.connection.seconds):
-                return await read_object(response, self.where)
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from error
-        raise self._late()
-
-    async def _send(self, request: _Request, exchange: Exchange) -> httpx.Response:
-        identity = await self.connection.credentials.headers()
-        content = None if request.body is None else msgspec.json.encode(request.body, enc_hook=dict)
-        headers = [*identity.items(), *self.connection.impersonate]
-        if content is not None:
-            headers.append(("content-type", request.content))
-        message = self._client.build_request(
-            request.method,
-            f"{self.connection.server}{request.path}",
-            params=request.query,
-            content=content,
-            headers=headers,
-            timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
-            extensions={EXTENSION: exchange},
-        )
-        with trio.move_on_after(self.connection.seconds):
-            return await self._client.send(message, stream=True)
-        raise self._late()
-
-    def _late(self) -> UnreachableError:
-        return UnreachableError(f"{self.where} did not answer within {self.connection.seconds:g} s")
-
-    def _unreachable(self, error: httpx.TransportError) -> UnreachableError:
-        return UnreachableError(f"{self.where} cannot be reached: {error}")
 
 
 @asynccontextmanager
@@ -458,9 +343,9 @@ async def open_kube(
         UserError: a certificate cannot be used.
     """
     carrier = transport or _carrier(connection, connections)
-    client = new_client(carrier, headers={"accept": _JSON, "user-agent": f"{name}/{__version__}"})
+    client = new_client(carrier, headers={"accept": JSON, "user-agent": f"{name}/{__version__}"})
     try:
-        yield Kube(connection, client)
+        yield Kube(Requester(connection, client))
     finally:
         with trio.move_on_after(_CLOSE_SECONDS, shield=True):
             await client.aclose()

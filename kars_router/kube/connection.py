@@ -34,7 +34,7 @@ class Connection:
         server_name: the name in its certificate, if not the host in the URL.
         credentials: who we are.
         impersonate: headers that say whom we act as.
-        seconds: for one request and its answer; connecting included.
+        seconds: until an answer has to begin, and from then on until it has to end.
     """
 
     server: str

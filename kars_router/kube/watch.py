@@ -18,7 +18,6 @@ import trio
 from attrs import frozen
 
 from kars_router.kube.errors import AnswerError, UnreachableError, error_of
-from kars_router.transports.lines import Line, LineDecoder
 
 LONGEST_LINE: Final = 16 * 1024 * 1024  # objects are at most 1.5 MiB in etcd
 GRACE_SECONDS: Final = 30.0  # that a server may be late with ending a watch
@@ -62,8 +61,8 @@ class Watch:
         self._chunks = chunks
         self._where = where
         self._deadline = deadline
-        self._lines = LineDecoder(LONGEST_LINE)
-        self._ready: deque[Line] = deque()
+        self._rest = bytearray()
+        self._ready: deque[bytes] = deque()
         self._ended = False
 
     def __aiter__(self) -> AsyncIterator[Event]:
@@ -87,32 +86,43 @@ class Watch:
         try:
             with trio.move_on_at(self._deadline):
                 chunk = await anext(self._chunks, None)
-                if chunk is not None:
-                    self._ready.extend(self._lines.feed(chunk))
-                else:
+                if chunk is None:
                     self._end()
+                else:
+                    self._take(chunk)
                 return
         except httpx.TransportError as error:
             raise UnreachableError(f"a watch of {self._where} broke off: {error}") from error
         raise UnreachableError(f"{self._where} did not end a watch when its time was over")
 
-    def _end(self) -> None:
-        self._ended = True
-        if self._lines.rest():
-            raise UnreachableError(f"a watch of {self._where} broke off inside an event")
+    def _take(self, chunk: bytes) -> None:
+        *ends, rest = chunk.split(b"\n")
+        for end in ends:
+            self._keep(end)
+            self._ready.append(bytes(self._rest))
+            self._rest.clear()
+        self._keep(rest)
 
-    def _event(self, line: Line) -> Event:
-        if line.cut:
+    def _keep(self, piece: bytes) -> None:
+        if len(self._rest) + len(piece) > LONGEST_LINE:
             text = f"{self._where} sent an event of more than {LONGEST_LINE >> 20} MiB"
             raise AnswerError(text)
+        self._rest += piece
+
+    def _end(self) -> None:
+        self._ended = True
+        if self._rest:
+            raise UnreachableError(f"a watch of {self._where} broke off inside an event")
+
+    def _event(self, line: bytes) -> Event:
         try:
-            value = msgspec.json.decode(line.first)
+            value = msgspec.json.decode(line)
         except (msgspec.DecodeError, RecursionError):
             raise AnswerError(f"{self._where} sent an event that is no JSON") from None
         kind = value.get("type") if isinstance(value, dict) else None
         changed = value.get("object") if isinstance(value, dict) else None
         if kind == "ERROR":
             raise error_of(changed)
-        if kind not in _TYPES or not isinstance(changed, dict):
+        if not isinstance(kind, str) or kind not in _TYPES or not isinstance(changed, dict):
             raise AnswerError(f"{self._where} sent an event that is none of a watch")
         return Event(cast(Type, kind), changed)
