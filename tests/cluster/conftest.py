@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from kars_operator.crds import crd_manifests
 
 from cluster.harness import Cluster, run_cluster
 from kars_router.kube import Kube, open_kube
@@ -39,6 +40,15 @@ def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]
     yield created
     cluster.start_api_server()
     cluster.kubectl("delete", "namespace", created, "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def definitions(running_cluster: Cluster) -> None:
+    """The custom resources, known to the API server."""
+    running_cluster.start_api_server()
+    running_cluster.apply(*crd_manifests())
+    wait = ["wait", "--for=condition=Established", "customresourcedefinition", "--all"]
+    running_cluster.kubectl(*wait, "--timeout=60s")
 
 
 @pytest.fixture

@@ -106,8 +106,9 @@ class Cluster:
 
     def apply(self, *manifests: Mapping[str, Any]) -> None:
         """Apply objects on the server's side, as the field manager `kubectl`."""
-        listed = {"apiVersion": "v1", "kind": "List", "items": manifests}
-        self.kubectl("apply", "--server-side", "--filename", "-", given=json.dumps(listed))
+        # One after the other: kubectl has the server validate objects, but not the items of a List.
+        given = "\n".join(map(json.dumps, manifests))
+        self.kubectl("apply", "--server-side", "--filename", "-", given=given)
 
     def get(self, resource: str, name: str = "", namespace: str = "") -> dict[str, Any]:
         """One object, or without a `name` the list of them."""
