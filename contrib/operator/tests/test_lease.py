@@ -456,10 +456,10 @@ async def test_the_beginning_of_a_tenure_is_counted_from_before_the_request(
         first.line.late = 2.5
         await trio.sleep(2.6)  # the Lease is made, and the answer is on its way
         assert not rig.watchman.leading
+        first.line.cut = True  # for all further requests
         await rig.stand("second", term=Term(duration=11, renewal=10.5, retry=0.1))
         await trio.sleep(3)
         assert rig.watchman.leading == {"first"}
-        first.line.cut = True
         await trio.sleep(60)  # the watchman looks on
         assert rig.watchman.leading == {"second"}
 
