@@ -95,9 +95,11 @@ class Rig:
         *,
         term: Term | None = None,
         clock_error: float = 0.0,
+        late: float = 0.0,
     ) -> Candidate:
         """A candidate that starts now."""
         line, scope = Line(self.cluster), trio.CancelScope()
+        line.late = late
         ready = trio.Event()
         made: list[Election] = []
 
@@ -452,8 +454,7 @@ async def test_the_beginning_of_a_tenure_is_counted_from_before_the_request(
     autojump_clock: MockClock,
 ) -> None:
     async with open_rig() as rig:
-        first = await rig.stand("first", term=CLOSE)
-        first.line.late = 2.5
+        first = await rig.stand("first", term=CLOSE, late=2.5)
         await trio.sleep(2.6)  # the Lease is made, and the answer is on its way
         assert not rig.watchman.leading
         first.line.cut = True  # for all further requests
