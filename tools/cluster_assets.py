@@ -26,6 +26,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,8 +39,7 @@ HELM = "4.3.2"
 ETCD_OLDEST = (3, 4)
 
 KUBERNETES_PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kubectl")
-DEFAULT = ("etcd", *KUBERNETES_PROGRAMS)
-PROGRAMS = (*DEFAULT, "helm")
+PROGRAMS = ("etcd", *KUBERNETES_PROGRAMS, "helm")
 VERSION_COMMAND = {"kubectl": ("version", "--client"), "helm": ("version", "--short")}
 
 # A build that takes longer waits for something that does not come.
@@ -123,10 +123,10 @@ def find(name: str, kubernetes: str) -> Path | None:
 def obtain(names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
     """Find or make each program; what there is, and a reason for each that cannot be had."""
     kubernetes = wanted_kubernetes()
+    reasons = []
     with only_one_at_a_time():
         lacking = [name for name in names if find(name, kubernetes) is None]
-        reasons = []
-        for group in groups(lacking):
+        for group in groups(lacking, kubernetes):
             try:
                 make(group, kubernetes)
             except UnavailableError as reason:
@@ -134,27 +134,28 @@ def obtain(names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
     return {name: path for name in names if (path := find(name, kubernetes))}, reasons
 
 
-def groups(lacking: Sequence[str]) -> list[list[str]]:
-    """What is made in one go: the programs of Kubernetes share most of their build."""
-    together = [name for name in lacking if name in KUBERNETES_PROGRAMS]
-    alone = [[name] for name in lacking if name not in KUBERNETES_PROGRAMS]
+def groups(lacking: Sequence[str], kubernetes: str) -> list[list[str]]:
+    """What is made in one go: programs of the same version of Kubernetes share most of a build."""
+    shared = {*KUBERNETES_PROGRAMS, *(["helm"] if kubernetes == KUBERNETES else [])}
+    together = [name for name in lacking if name in shared]
+    alone = [[name] for name in lacking if name not in shared]
     return [*alone, together] if together else alone
 
 
 def make(group: Sequence[str], kubernetes: str) -> None:
     """Put the programs of one group into the cache. Raises UnavailableError."""
-    target = kept(group[0], kubernetes).parent
-    target.mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that a finished program appears there at once and whole.
+    # Inside the cache, so that a finished program appears in its place at once and whole.
     with tempfile.TemporaryDirectory(dir=cache(), prefix="making-") as scratch:
         if group[0] == "etcd":
             unpack_etcd(Path(scratch))
-        elif group[0] == "helm":
-            install_helm(Path(scratch))
         else:
-            build_kubernetes(group, kubernetes, Path(scratch))
+            build(group, kubernetes, Path(scratch))
         for name in group:
-            (Path(scratch) / name).replace(target / name)
+            made, target = Path(scratch) / name, kept(name, kubernetes)
+            if version(made) is None:
+                raise UnavailableError(f"what was made of {name} does not start")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            made.replace(target)
 
 
 def unpack_etcd(scratch: Path) -> None:
@@ -175,37 +176,38 @@ def unpack_etcd(scratch: Path) -> None:
     (scratch / "files" / "usr" / "bin" / "etcd").replace(scratch / "etcd")
 
 
-def install_helm(scratch: Path) -> None:
-    """Build helm from its module."""
+def build(names: Sequence[str], kubernetes: str, scratch: Path) -> None:
+    """Build programs in a module that does nothing but require theirs. Raises UnavailableError."""
     go = usable_go()
-    say(f"building helm {HELM} (a few minutes)")
-    package = f"helm.sh/helm/v{HELM.partition('.')[0]}/cmd/helm@v{HELM}"
-    run([go, "install", "-trimpath", "-ldflags=-s -w", package], scratch, GOBIN=str(scratch))
+    say(f"building {', '.join(names)} (minutes, once)")
+    module = scratch / "go.mod"
+    module.write_text("module assets\n", encoding="utf-8")
+    packages = [f"k8s.io/kubernetes/cmd/{name}" for name in names if name != "helm"]
+    if packages:
+        module.write_text(kubernetes_module(go, kubernetes, scratch), encoding="utf-8")
+    if "helm" in names:
+        theirs = f"helm.sh/helm/v{HELM.partition('.')[0]}"
+        run([go, "get", f"{theirs}@v{HELM}"], scratch)
+        packages.append(f"{theirs}/cmd/helm")
+    run([go, "build", *build_flags(kubernetes), *packages], scratch)
 
 
-def build_kubernetes(names: Sequence[str], wanted: str, scratch: Path) -> None:
-    """Build programs of Kubernetes in a module that does nothing but require it.
+def kubernetes_module(go: str, wanted: str, scratch: Path) -> str:
+    """A go.mod that requires Kubernetes, whose go.sum is put into `scratch`.
 
     Its own go.mod points its staging modules at directories that the published module does not
     have, and a replacement counts in the main module only. So they are replaced here, by the
     releases that belong to it.
     """
-    go = usable_go()
-    module = f"k8s.io/kubernetes@v{wanted}"
-    say(f"building {', '.join(names)} of Kubernetes {wanted} (minutes, once)")
-    (scratch / "go.mod").write_text("module assets\n", encoding="utf-8")
-    got = json.loads(run([go, "mod", "download", "-json", module], scratch))
+    got = json.loads(run([go, "mod", "download", "-json", f"k8s.io/kubernetes@v{wanted}"], scratch))
     theirs = Path(got["GoMod"]).read_text(encoding="utf-8")
-    language = re.search(r"^go (\S+)$", theirs, re.MULTILINE)
-    lines = ["module assets", f"go {language[1] if language else '1.24'}"]
-    lines.append(f"require k8s.io/kubernetes v{wanted}")
-    release = f"v0.{wanted.partition('.')[2]}"
-    staging = sorted(set(re.findall(r"^\s+(k8s\.io/\S+) v0\.0\.0$", theirs, re.MULTILINE)))
-    lines += [f"replace {name} => {name} {release}" for name in staging]
-    (scratch / "go.mod").write_text("\n".join(lines) + "\n", encoding="utf-8")
     shutil.copyfile(Path(got["Dir"]) / "go.sum", scratch / "go.sum")
-    packages = [f"k8s.io/kubernetes/cmd/{name}" for name in names]
-    run([go, "build", *build_flags(wanted), *packages], scratch)
+    staging = sorted(set(re.findall(r"^\s+(k8s\.io/\S+) v0\.0\.0$", theirs, re.MULTILINE)))
+    release = f"v0.{wanted.partition('.')[2]}"
+    lines = ["module assets", *re.findall(r"^go \S+$", theirs, re.MULTILINE)]
+    lines.append(f"require k8s.io/kubernetes v{wanted}")
+    lines += [f"replace {name} => {name} {release}" for name in staging]
+    return "\n".join(lines) + "\n"
 
 
 def build_flags(wanted: str) -> list[str]:
@@ -222,7 +224,7 @@ def usable_go() -> str:
     """The path of a go command that can fetch the toolchain that a module asks for."""
     go = shutil.which("go")
     if go is None:
-        raise UnavailableError("go is not installed, and it is built from Go modules")
+        raise UnavailableError("go is not installed, and it takes a build from Go modules")
     said = subprocess.run([go, "version"], capture_output=True, text=True, check=False).stdout
     found = re.search(r"go1\.(\d+)", said)
     if found and int(found[1]) < 21:
@@ -262,7 +264,7 @@ def only_one_at_a_time() -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """Tell whoever waits what takes so long."""
+    """Tell whoever waits what it is that takes so long."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -272,7 +274,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--find", action="store_true", help="only look, make nothing")
     parser.add_argument("programs", nargs="*", metavar="PROGRAM", help=", ".join(PROGRAMS))
     asked = parser.parse_args(arguments)
-    names = asked.programs or DEFAULT
+    names = asked.programs or PROGRAMS
     for name in names:
         if name not in PROGRAMS:
             parser.error(f"{name} is none of {', '.join(PROGRAMS)}")
@@ -281,7 +283,6 @@ def main(arguments: Sequence[str]) -> int:
         there = {name: path for name in names if (path := find(name, kubernetes))}
         reasons = [f"{name} is not there" for name in names if name not in there]
     else:
-        os.nice(10)  # it is for hours when nobody waits, or for the background
         there, reasons = obtain(names)
     for name, path in there.items():
         print(f"{name} {path}")
@@ -291,4 +292,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    os.nice(10)
+    # Whoever ends this ends the build, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main(sys.argv[1:]))

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import pytest
 from attrs import define, field
-from cluster_assets import DEFAULT, find, wanted_kubernetes
+from cluster_assets import find, wanted_kubernetes
 from peers import LOOPBACK, Peer, free_port, missing, peer_environment, start_peer
 
 from cluster.certificates import Authority, Pair, new_authority, signing_key
@@ -30,6 +30,9 @@ from kars_router.kube import Connection, connection_from
 
 # A busy machine takes far longer than the three seconds of an idle one.
 _DEADLINE: Final = 120.0
+
+_AUDIT: Final = "audit.log"
+_PROGRAMS: Final = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
 
 # What tests look at. The others need nodes, volumes or clouds, and take time to start.
 _CONTROLLERS: Final = (
@@ -48,7 +51,7 @@ _CONTROLLERS: Final = (
 def programs() -> dict[str, Path]:
     """The programs of a cluster, by name; without one of them the test ends as `missing` says."""
     kubernetes = wanted_kubernetes()
-    found = {name: find(name, kubernetes) for name in DEFAULT}
+    found = {name: find(name, kubernetes) for name in _PROGRAMS}
     absent = [name for name, path in found.items() if path is None]
     if absent:
         missing(f"no {', no '.join(absent)}: `python tools/cluster_assets.py` gets them")
@@ -133,6 +136,13 @@ class Cluster:
         user = {"token": self.token(namespace, account)}
         file = self.directory / f"{namespace}-{account}.kubeconfig"
         return _write_kubeconfig(file, self.url, self.authority.certificate, user, namespace)
+
+    def requests_of(self, namespace: str, account: str) -> list[dict[str, Any]]:
+        """The audit events of all that a service account asked for since the cluster began."""
+        who = f"system:serviceaccount:{namespace}:{account}"
+        with (self.directory / _AUDIT).open(encoding="utf-8") as lines:
+            events = [json.loads(line) for line in lines]
+        return [each for each in events if each["user"]["username"] == who]
 
     # --- stopping and starting ------------------------------------------------------------------
 
@@ -241,7 +251,25 @@ def _api_server(program: Path, directory: Path, etcd_url: str, port: int) -> lis
         "--allow-privileged=true",
         "--service-cluster-ip-range=10.96.0.0/16",
         "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+        # As strict as clusters are where owners are checked: who names one has to have a say in it.
+        "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
+        f"--audit-policy-file={_audit_policy(directory)}",
+        f"--audit-log-path={directory / _AUDIT}",
     ]
+
+
+def _audit_policy(directory: Path) -> Path:
+    """What is written down: who asked for what, of all accounts but those of the controllers."""
+    rules = [
+        {"level": "None", "userGroups": ["system:serviceaccounts:kube-system"]},
+        {"level": "Metadata", "userGroups": ["system:serviceaccounts"]},
+        {"level": "None"},
+    ]
+    policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": rules}
+    file = directory / "audit-policy.yaml"
+    text = json.dumps({**policy, "omitStages": ["RequestReceived"]})  # JSON is YAML
+    file.write_text(text, encoding="utf-8")
+    return file
 
 
 def _controller_manager(program: Path, directory: Path, port: int) -> list[str]:
