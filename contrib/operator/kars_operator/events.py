@@ -294,8 +294,10 @@ def _reference(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _cut(text: str, limit: int) -> str:
-    data = text.encode("utf-8", "replace")
-    return text if len(data) <= limit else f"{data[: limit - 3].decode('utf-8', 'ignore')}..."
+    data = text.encode("utf-8", "replace")  # half a surrogate pair could not be sent
+    if len(data) > limit:
+        data = data[: limit - 3] + b"..."
+    return data.decode("utf-8", "ignore")
 
 
 def _plain(name: str) -> str:
