@@ -16,7 +16,7 @@ import pluggy
 from attrs import frozen
 
 if TYPE_CHECKING:
-    from kars_router.egress import Place
+    from kars_router.egress import Place, SandboxEgress
     from kars_router.model import (
         CallEnd,
         Decision,
@@ -367,4 +367,22 @@ def kars_egress_rules(
 
     Returns:
         the rules to use instead, or None to leave them.
+    """
+
+
+@hookspec
+def kars_egress_objects(sandbox: SandboxEgress, place: Place) -> SandboxEgress | None:
+    """Adds manifests that open what a NetworkPolicy cannot, and takes out what they replace.
+
+    Asked by the operator and by `kars egress render`, one plugin after the other, when the rules of
+    all servers of a sandbox are known; each sees what the one before it returned. The NetworkPolicy
+    is written from what the last one returned, so that it is there in any case.
+
+    Args:
+        sandbox: its servers, the rules of its NetworkPolicy, and further manifests; must not be
+            changed in place (`attrs.evolve` makes another one).
+        place: as for `kars_egress_rules`; `place.installed` says what the cluster knows.
+
+    Returns:
+        what to use instead, or None to leave it.
     """

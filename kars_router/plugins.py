@@ -23,7 +23,7 @@ from kars_router.barriers import (
     GuardedTransformer,
     report,
 )
-from kars_router.egress import Place
+from kars_router.egress import Place, SandboxEgress
 from kars_router.errors import ConfigError, PluginError
 from kars_router.hookspecs import AuditSink, Credentials, GovernanceSettings
 from kars_router.model import Failure, LossVerdict, ServerInfo, SessionInfo, ToolCall
@@ -282,6 +282,15 @@ class Plugins:
             if found is not None:
                 rules = found
         return rules
+
+    def egress_objects(self, sandbox: SandboxEgress, place: Place) -> SandboxEgress:
+        """What is opened for a sandbox, with the manifests that plugins add."""
+        for impl in self._manager.hook.kars_egress_objects.get_hookimpls():
+            given = {"sandbox": sandbox, "place": place}
+            found = self._one(impl, "kars_egress_objects", None, given)
+            if isinstance(found, SandboxEgress):
+                sandbox = found
+        return sandbox
 
     def session_lost(self, session: SessionInfo, reason: str) -> None:
         """Tells every plugin of a lost upstream session."""

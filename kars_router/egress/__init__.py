@@ -10,6 +10,7 @@ from kars_router.egress.explain import explain
 from kars_router.egress.networkpolicy import Dns, sandbox_policy
 from kars_router.egress.reach import Excess, Kind, excess, lacking
 from kars_router.egress.rules import ANNOTATION, PRIVATE, SourcedRule, merge, summary, tell_sources
+from kars_router.egress.sandbox import SandboxEgress
 from kars_router.egress.servers import needed_by
 from kars_router.egress.services import service_from
 from kars_router.egress.values import (
@@ -32,6 +33,7 @@ __all__ = [
     "Kind",
     "Place",
     "Rule",
+    "SandboxEgress",
     "Scope",
     "Service",
     "ServiceLookup",

@@ -151,4 +151,4 @@ def _of_alias(about: Explanation, target: Target, alias: str, place: Place) -> E
     )
     said = f"{about.host} is a Service that stands for another name. {there.reason}"
     host = None if there.scope is Scope.INVALID else about.host
-    return evolve(there, url=about.url, host=host, reason=said)
+    return evolve(there, url=about.url, host=host, reason=said, alias=alias)

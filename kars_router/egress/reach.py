@@ -190,10 +190,7 @@ def _left(peer: Peer, port: Port, declared: Sequence[Opening]) -> Iterator[tuple
         (theirs, opening.peers)
         for opening in declared
         for theirs in opening.ports
-        if theirs.protocol == port.protocol
-        and theirs.low <= port.high
-        and theirs.high >= port.low
-        and theirs.name in ("", port.name)
+        if theirs.protocol == port.protocol and theirs.name in ("", port.name)
     ]
     before: tuple[int, str] | None = None  # where a part begins, and what is said of it
     ends = {theirs.high + 1 for theirs, _ in alike}

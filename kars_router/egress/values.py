@@ -51,11 +51,14 @@ class Place:
         namespace: of the sandbox; bare names are looked up there.
         cluster_domain: the cluster's DNS domain.
         service_lookup: reads a Service; None where that is not possible.
+        installed: the custom resources that the cluster serves, each as `plural.group`; empty where
+            no cluster was asked.
     """
 
     namespace: str = "default"
     cluster_domain: str = DEFAULT_DOMAIN
     service_lookup: ServiceLookup | None = None
+    installed: frozenset[str] = frozenset()
 
 
 @frozen(kw_only=True)
@@ -72,6 +75,7 @@ class Explanation:
         reason: one sentence. Holds nothing of the URL but its host and port.
         exact: whether the rule admits the very pods, as the Service could be read.
         https: whether port 443 of public addresses, which the base policy opens, is needed.
+        alias: the name that is connected to instead, if the host is a Service that stands for it.
     """
 
     url: str = field(repr=False)
@@ -83,6 +87,7 @@ class Explanation:
     reason: str = ""
     exact: bool = False
     https: bool = False
+    alias: str = ""
 
     def plain(self) -> dict[str, Any]:
         """As `kars egress explain -o json` prints it."""

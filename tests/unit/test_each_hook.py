@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from kars_router import hookspecs
-from kars_router.egress import Place
+from kars_router.egress import Place, SandboxEgress
 from kars_router.errors import ConfigError, PluginError, UserError
 from kars_router.hookspecs import GovernanceSettings, hookimpl
 from kars_router.model import (
@@ -235,3 +236,14 @@ def test_kars_egress_rules() -> None:
     assert seen == [{"server": SERVER, "place": place, "rules": [rule]}]
     assert asked("kars_egress_rules")[0].egress_rules(SERVER, place, [rule]) == [rule]
     assert asked("kars_egress_rules", broken)[0].egress_rules(SERVER, place, [rule]) == [rule]
+
+
+def test_kars_egress_objects() -> None:
+    place, manifest = Place(), {"kind": "HostPolicy"}
+    bare = SandboxEgress(name="s", namespace="ns", pod_labels={"app": "s"}, https=True)
+    wanted = evolve(bare, https=False, objects=(manifest,))
+    host, seen = asked("kars_egress_objects", lambda **_: wanted)
+    assert host.egress_objects(bare, place) == wanted
+    assert seen == [{"sandbox": bare, "place": place}]
+    for answer in (None, broken, lambda **_: [manifest]):
+        assert asked("kars_egress_objects", answer)[0].egress_objects(bare, place) == bare

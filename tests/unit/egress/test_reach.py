@@ -223,6 +223,14 @@ def test_a_policy_of_which_nobody_knows_whether_it_selects() -> None:
     assert (found.policy, found.rule) == ("odd", "spec.podSelector")
 
 
+def test_a_single_address_between_two_blocks_is_not_theirs() -> None:
+    rules = [rule([block("10.9.0.0/31"), block("10.9.0.3/32")], tcp(80))]
+    declared = other(*rules, name="browser", policyTypes=["Egress", "Ingress"])
+    more = other(rule([block("10.9.0.0/30")], tcp(80)))
+    (found,) = excess(POD, declared, [declared, more])
+    assert found.what == "TCP 80 to 10.9.0.2/32"
+
+
 # --- which policies count ------------------------------------------------------------------------
 
 OPEN = rule(ports=tcp(22))
