@@ -36,7 +36,7 @@ async def read_object(response: httpx.Response, where: str) -> dict[str, Any]:
         httpx.TransportError: it broke off.
     """
     status = response.status_code
-    check_encoding(response, where)
+    await check_encoding(response, where)
     if 300 <= status < 400:
         await release(response)
         place = _shown(response.headers.get("location", "an unknown place"))
@@ -51,14 +51,17 @@ async def read_object(response: httpx.Response, where: str) -> dict[str, Any]:
     return value
 
 
-def check_encoding(response: httpx.Response, where: str) -> None:
+async def check_encoding(response: httpx.Response, where: str) -> None:
     """Refuses a compressed answer: we ask for none, and a few kilobytes can become gigabytes.
+
+    One that is refused is released.
 
     Raises:
         AnswerError: it is compressed.
     """
     encoding = response.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
+        await release(response)
         raise AnswerError(f"{where} answers in the content encoding {_shown(encoding)}")
 
 

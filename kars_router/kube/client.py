@@ -342,10 +342,13 @@ async def open_kube(
     Raises:
         UserError: a certificate cannot be used.
     """
-    carrier = transport or _carrier(connection, connections)
+    carrier, renew = transport, None
+    if carrier is None:
+        own = carrier = _carrier(connection, connections)
+        renew = own.renew
     client = new_client(carrier, headers={"accept": JSON, "user-agent": f"{name}/{__version__}"})
     try:
-        yield Kube(Requester(connection, client))
+        yield Kube(Requester(connection, client, renew))
     finally:
         with trio.move_on_after(_CLOSE_SECONDS, shield=True):
             await client.aclose()

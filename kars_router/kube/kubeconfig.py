@@ -251,7 +251,10 @@ def _credentials(user: _Entry, cluster: Cluster, environ: Mapping[str, str]) -> 
         return _exec(plugin, cluster, environ, certificate)
     file = user.path("tokenFile")
     if file is not None:
-        read_token(file)
+        try:
+            read_token(file)
+        except UserError as error:
+            raise user.wrong("tokenFile", str(error)) from error
         return TokenFile(file, certificate)
     token, name = user.text("token"), user.text("username")
     if token:

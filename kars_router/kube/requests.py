@@ -5,7 +5,7 @@ Owns headers, time limits and what is tried again. Must not know what is asked f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import httpx
@@ -55,10 +55,12 @@ class Requester:
     Attributes:
         connection: the server and who we are.
         client: carries them.
+        renew: closes kept connections, which may have been opened with other credentials.
     """
 
     connection: Connection
     client: httpx.AsyncClient
+    renew: Callable[[], Awaitable[None]] | None = None
 
     @property
     def where(self) -> str:
@@ -91,7 +93,7 @@ class Requester:
                 again = False
                 continue
             if response.status_code < 300:
-                check_encoding(response, self.where)
+                await check_encoding(response, self.where)
                 return response
             try:
                 await self._read(response)
@@ -99,6 +101,8 @@ class Requester:
                 if renewed or not self.connection.credentials.refused():
                     raise
                 renewed = True
+                if self.renew is not None:
+                    await self.renew()
 
     async def _read(self, response: httpx.Response) -> dict[str, Any]:
         try:

@@ -71,12 +71,12 @@ class WatchBody:
         await trio.lowlevel.checkpoint()
         while True:
             self._collect()
-            if self._failure:
-                self.over = True
-                raise Dropped(self._failure)
             if self._ready:
                 lines, self._ready = b"".join(self._ready), []
                 return lines
+            if self._failure:
+                self.over = True
+                raise Dropped(self._failure)
             if self._last:
                 self.over = True
                 raise StopAsyncIteration

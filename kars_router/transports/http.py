@@ -142,6 +142,11 @@ class TrioTransport(httpx.AsyncBaseTransport):
         """Counters for a status page."""
         return self._pool.stats()
 
+    async def renew(self) -> None:
+        """Have later requests go over new connections, as after a change of what `trust` makes."""
+        self._pool.renew()
+        await self._pool.bury()
+
     async def aclose(self) -> None:
         """Close every connection. Requests under way and later ones fail. Idempotent."""
         await self._pool.aclose()

@@ -45,9 +45,10 @@ class PoolStats:
 
 @define(eq=False)
 class Connection:
-    """An open stream, and the `trio.current_time()` until which it may idle."""
+    """An open stream, how often the pool was renewed before, and until when it may idle."""
 
     stream: trio.abc.Stream
+    age: int = 0
     expires: float = 0.0
 
 
@@ -100,6 +101,7 @@ class Pool:
         self._opened = 0
         self._stale = 0
         self._expired = 0
+        self._age = 0
 
     async def lease(self, lease: Lease) -> None:
         """Wait for a place; there is no waiting, and no checkpoint, if the lease is for control.
@@ -129,7 +131,7 @@ class Pool:
 
     def adopt(self, lease: Lease, stream: trio.abc.Stream) -> None:
         """Take a connection that was just opened."""
-        lease.connection = Connection(stream)
+        lease.connection = Connection(stream, self._age)
         self._in_use.add(lease.connection)
         self._opened += 1
 
@@ -161,6 +163,15 @@ class Pool:
             ):
                 await trio.aclose_forcefully(stream)
 
+    def renew(self) -> None:
+        """Keep none of the present connections; those in use are closed when they are released.
+
+        The caller then calls `bury`.
+        """
+        self._age += 1
+        self._doomed.extend(connection.stream for connection in self._idle)
+        self._idle.clear()
+
     async def aclose(self) -> None:
         """Close every connection, those in use too; their users get an error. Idempotent."""
         self.closed = True
@@ -186,7 +197,7 @@ class Pool:
         if connection is None or connection not in self._in_use:
             return  # there was none, or the pool was closed and has closed it
         self._in_use.remove(connection)
-        if keep_seconds > 0.0:
+        if keep_seconds > 0.0 and connection.age == self._age:
             connection.expires = trio.current_time() + keep_seconds
             self._idle.append(connection)
         else:
