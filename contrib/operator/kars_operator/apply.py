@@ -62,6 +62,11 @@ class Applier:
         self._done[ident] = (digest, *_version(kind, made))
         return seen is None or _version(kind, seen) != _version(kind, made)
 
+    def misses(self, manifests: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether something that was made cannot be seen: it is new, or somebody has deleted it."""
+        idents = (self._ident(each) for each in manifests)
+        return any(each in self._done and self.live(*each) is None for each in idents)
+
     def is_echo(self, kind: Resource, seen: Object) -> bool:
         """Whether an object is as we have left it, so that its change is no news."""
         metadata = seen["metadata"]

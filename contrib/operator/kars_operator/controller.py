@@ -130,10 +130,13 @@ class Controller:
         match work.about:
             case About.SANDBOX:
                 before = self._reconciler.expected.get(work.key)
-                await self._reconciler.sandbox(work.key)
-                if self._reconciler.expected.get(work.key) != before:
-                    self._waits.pop(work.key, None)
-                    self.asks.add(work.key)
+                try:
+                    await self._reconciler.sandbox(work.key)
+                finally:
+                    # Also when something failed later: nobody else would ask.
+                    if self._reconciler.expected.get(work.key) != before:
+                        self._waits.pop(work.key, None)
+                        self.asks.add(work.key)
             case About.SERVER:
                 await self._dependents.server(work.key)
             case About.POLICY:

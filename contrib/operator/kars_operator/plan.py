@@ -16,6 +16,7 @@ from kars_operator.refs import Chosen
 from kars_operator.settings import Placement, Settings
 from kars_router.config.digests import Enforced, digest_of_all, digest_of_plain, enforced_by
 from kars_router.config.resources import KarsSandboxResource, McpServerResource
+from kars_router.config.schema import LogLevel
 from kars_router.egress import (
     Explanation,
     Place,
@@ -116,7 +117,7 @@ def compose(sandbox: KarsSandboxResource, chosen: Chosen, means: Means) -> Plan:
         settings,
         {each.meta.name: each.spec.entry() for each in usable},
         chosen.policies,
-        log_level=(sandbox.spec.router.log_level or "info"),
+        log_level=sandbox.spec.router.log_level or LogLevel.INFO,
     )
     enforced = enforced_by(router_config.read(document, f"KarsSandbox {sandbox.meta.name}"))
     digest = digest_of_all(enforced)

@@ -27,7 +27,7 @@ from kars_router.config.resources import KarsSandboxResource
 from kars_router.egress import Place, Service
 from kars_router.egress.reach import Excess, excess
 from kars_router.errors import ConfigError
-from kars_router.kube import Kube
+from kars_router.kube import Kube, NotFoundError
 from kars_router.kube import resources as kinds
 from kars_router.plugins import Plugins
 
@@ -85,16 +85,19 @@ class Reconciler:
         found = self.known.sandbox(*key)
         if not isinstance(found, KarsSandboxResource):
             problems = found.problems if isinstance(found, Unusable) else ()
-            said = sandbox_status.unusable("SpecInvalid", "; ".join(problems))
-            await self._write(manifest, said, {})
+            await self._write(
+                manifest, sandbox_status.unusable("SpecInvalid", "; ".join(problems)), {}
+            )
             return
         manifest = await self._hold(manifest)
-        await self._write(manifest, *await self._make(found))
+        said = await self._make(found)
+        if said is not None:
+            await self._write(manifest, *said)
 
     async def _make(
         self, sandbox: KarsSandboxResource
-    ) -> tuple[Sequence[Condition], Mapping[str, Any]]:
-        """Applies everything; returns what the status says."""
+    ) -> tuple[Sequence[Condition], Mapping[str, Any]] | None:
+        """Applies everything; returns what the status says, or None if the sandbox is gone."""
         chosen = choose(sandbox, self.known.server, self.known.policies)
         try:
             made = self._plan(sandbox, chosen)
@@ -102,6 +105,8 @@ class Reconciler:
             # What a router would refuse is not rolled out: what runs stays as it is.
             return sandbox_status.unusable("ConfigInvalid", "; ".join(error.problems)), {}
         key = Key(sandbox.meta.namespace, sandbox.meta.name)
+        if self.applier.misses(made.objects) and not await self._is_there(sandbox):
+            return None
         self.expected[key] = made.digest
         try:
             for each in made.objects:
@@ -122,7 +127,16 @@ class Reconciler:
             "digest": made.digest,
             "namespace": made.namespace,
         }
-        return sandbox_status.conditions(facts), more
+        return sandbox_status.describe(facts), more
+
+    async def _is_there(self, sandbox: KarsSandboxResource) -> bool:
+        """Asks, because what goes with a sandbox may be seen to go before it is."""
+        meta = sandbox.meta
+        try:
+            found = await self.kube.get(kinds.KARS_SANDBOXES, meta.name, meta.namespace)
+        except NotFoundError:
+            return False
+        return bool(found["metadata"]["uid"] == meta.uid)
 
     def _plan(self, sandbox: KarsSandboxResource, chosen: Chosen) -> Plan:
         key = Key(sandbox.meta.namespace, sandbox.meta.name)
@@ -229,7 +243,6 @@ class Reconciler:
             force=True,
             subresource="status",
         )
-        for each in conditions.changed(found, known):
-            if each.type == "Ready" or each.status is False:
-                kind: Type = "Normal" if each.status else "Warning"
-                self.events.event(manifest, kind, each.reason, each.message)
+        for each in sandbox_status.news(found, known):
+            kind: Type = "Normal" if each.status else "Warning"
+            self.events.event(manifest, kind, each.reason, each.message)

@@ -110,8 +110,6 @@ def _usable(
         return refusal("ServerMissing", f"there is no {where}; apply it")
     if found.spec.unusable:
         return refusal("ServerUnusable", f"{where} {found.spec.unusable}")
-    if not found.spec.url:
-        return refusal("ServerUnusable", f"{where} has no url, so nothing can be connected to")
     if not _allows(found, sandbox):
         return refusal(
             "ServerNotAllowed",

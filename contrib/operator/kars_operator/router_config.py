@@ -17,7 +17,7 @@ from kars_operator import names
 from kars_operator.settings import Settings
 from kars_router.config.converter import to_plain
 from kars_router.config.load import build
-from kars_router.config.schema import Config
+from kars_router.config.schema import Config, LogLevel
 from kars_router.config.toolpolicy import AppliesTo, Default, ToolPolicy
 
 # Keys that a running router does not take over; another value needs another process.
@@ -31,7 +31,7 @@ def document(
     servers: Mapping[str, Mapping[str, Any]],
     policies: Sequence[ToolPolicy],
     *,
-    log_level: str = "info",
+    log_level: LogLevel = LogLevel.INFO,
 ) -> dict[str, Any]:
     """The document, keys in the order in which a person reads them.
 
@@ -50,7 +50,7 @@ def document(
         made["policies"] = [_sparse(policy) for policy in policies]
     made["audit"] = dict(_AUDIT)
     made["shutdownGrace"] = f"{settings.grace}s"
-    made["log"] = {"format": "json", "level": log_level}
+    made["log"] = {"format": "json", "level": log_level.value}
     return made
 
 

@@ -6,11 +6,12 @@ read them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from attrs import frozen
 
+from kars_operator import conditions
 from kars_operator.conditions import Condition
 from kars_operator.enforcement import Heard
 from kars_operator.plan import Derived, Plan
@@ -18,7 +19,8 @@ from kars_operator.refs import Chosen
 from kars_router.egress import Scope
 from kars_router.egress.reach import Excess, Kind
 
-_MOST_NAMED = 3
+_MOST_NAMED: Final = 3
+_WAITING: Final = frozenset({"AwaitingRouter", "DigestDiffers", "Suspended"})
 
 
 @frozen(kw_only=True)
@@ -42,7 +44,7 @@ class Facts:
     rollout: str = ""
 
 
-def conditions(facts: Facts) -> tuple[Condition, ...]:
+def describe(facts: Facts) -> tuple[Condition, ...]:
     """The conditions, the one that sums up the others first."""
     parts = (
         _servers(facts.chosen),
@@ -84,8 +86,22 @@ def summary(found: Sequence[Condition]) -> str:
     ready = found[0]
     if ready.status:
         return "Ready"
-    waiting = {"AwaitingRouter", "RouterUnreachable", "DigestDiffers"}
-    return "Pending" if ready.reason in waiting else "Degraded"
+    return "Pending" if ready.reason in {*_WAITING, "RouterUnreachable"} else "Degraded"
+
+
+def news(found: Sequence[Condition], before: Sequence[Mapping[str, Any]]) -> tuple[Condition, ...]:
+    """What people are to be told of: what has become right or wrong, each thing once.
+
+    Args:
+        found: the conditions as they are.
+        before: as the status had them.
+    """
+    told: dict[str, Condition] = {}
+    for each in conditions.changed(found, before):
+        if each.status is not None and (each.status is False or each.type == "Ready"):
+            told.setdefault(each.reason, each)
+    # That a pod takes its time is no news.
+    return tuple(each for reason, each in told.items() if reason not in _WAITING)
 
 
 def _ready(parts: Sequence[Condition]) -> Condition:
@@ -136,32 +152,43 @@ def _tight(excess: Sequence[Excess]) -> Condition:
 
 
 def _enforcing(facts: Facts) -> Condition:
-    def no(reason: str, message: str) -> Condition:
-        return Condition("RouterEnforcing", False, reason, message)
-
     if facts.suspended:
-        return no("Suspended", "The sandbox is suspended, and no router runs.")
+        return _not_enforcing("Suspended", "The sandbox is suspended, and no router runs.")
     if not facts.plan.image:
-        return no(
+        return _not_enforcing(
             "NoAgentImage",
             "Nobody names an image for the agent; set spec.agent.image, or have the operator know "
             "the runtime's",
         )
     if facts.rollout:
-        return no("RolloutFailed", facts.rollout)
+        return _not_enforcing("RolloutFailed", facts.rollout)
     if not facts.heard:
-        return no("AwaitingRouter", "There is no pod yet that could say what its router enforces.")
+        message = "There is no pod yet that could say what its router enforces."
+        return _not_enforcing("AwaitingRouter", message)
     for each in facts.heard:
-        if each.pending:
-            return no("AwaitingRouter", f"The pod {each.pod} has no address yet.")
-        if each.problem:
-            return no("RouterUnreachable", f"The router of {each.pod}: {each.problem}")
-        if each.refused and each.digest != facts.plan.digest:
-            return no("ConfigRefused", f"The router of {each.pod} refuses it: {each.refused}")
-        if each.digest != facts.plan.digest:
-            return no("DigestDiffers", f"The router of {each.pod} still enforces something else.")
+        missing = _missing(each, facts.plan.digest)
+        if missing is not None:
+            return missing
     message = "The router enforces what was declared: it has echoed the digest."
     return Condition("RouterEnforcing", True, "DigestEchoed", message)
+
+
+def _missing(heard: Heard, digest: str) -> Condition | None:
+    """What one router has yet to do; None if it enforces what was declared."""
+    if heard.pending:
+        return _not_enforcing("AwaitingRouter", f"The pod {heard.pod} has no address yet.")
+    router = f"The router of {heard.pod}"
+    if heard.problem:
+        return _not_enforcing("RouterUnreachable", f"{router}: {heard.problem}")
+    if heard.digest == digest:
+        return None
+    if heard.refused:
+        return _not_enforcing("ConfigRefused", f"{router} refuses it: {heard.refused}")
+    return _not_enforcing("DigestDiffers", f"{router} still enforces something else.")
+
+
+def _not_enforcing(reason: str, message: str) -> Condition:
+    return Condition("RouterEnforcing", False, reason, message)
 
 
 def _listed(names: Sequence[str]) -> str:
