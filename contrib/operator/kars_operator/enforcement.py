@@ -18,6 +18,7 @@ import trio
 from attrs import define, field, frozen
 
 from kars_operator.store import Key, Object
+from kars_router.transports.answers import open_chunks
 from kars_router.transports.client import new_client
 from kars_router.transports.http import TrioTransport
 
@@ -115,15 +116,14 @@ async def get(url: str) -> bytes:
     """
     transport = TrioTransport(url, max_connections=1)
     try:
-        async with (
-            new_client(transport) as client,
-            client.stream("GET", url, headers={"connection": "close"}) as response,
-        ):
-            body = bytearray()
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > _LONGEST_ANSWER:
-                    raise ValueError("its answer is too long")
+        async with new_client(transport) as client:
+            response = await client.send(client.build_request("GET", url), stream=True)
+            async with open_chunks(response) as chunks:
+                body = bytearray()
+                async for chunk in chunks:
+                    body += chunk
+                    if len(body) > _LONGEST_ANSWER:
+                        raise ValueError("its answer is too long")
             if response.status_code != 200:
                 raise ValueError(f"it answers with status {response.status_code}")
             return bytes(body)

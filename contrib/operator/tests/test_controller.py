@@ -37,7 +37,7 @@ MADE = (
     (kinds.NETWORK_POLICIES, "box"),
     (kinds.DEPLOYMENTS, "box"),
 )
-SERVICE = {
+SERVICE: dict[str, Any] = {
     "apiVersion": "v1",
     "kind": "Service",
     "metadata": {"name": "tools", "namespace": "mcp"},
@@ -131,7 +131,7 @@ async def test_a_service_that_comes_or_changes_narrows_the_policy(
         await bench.settle()
         assert ports(cluster) == [9000]
         assert bench.condition("EgressDerived") == ("True", "Derived")
-        moved = {**SERVICE, "spec": {**SERVICE["spec"], "ports": [{"port": 8931}]}}  # type: ignore[dict-item]
+        moved = {**SERVICE, "spec": {**SERVICE["spec"], "ports": [{"port": 8931}]}}
         cluster.put(moved)
         await bench.settle()
         assert ports(cluster) == [8931]
@@ -217,7 +217,7 @@ async def test_a_policy_that_changes_reaches_those_that_it_picks(
     routers.start()
     async with operator(cluster, routers=routers) as bench:
         await bench.settle()
-        picks = {"appliesTo": {"sandboxMatchLabels": {"team": "a"}}}
+        picks: dict[str, Any] = {"appliesTo": {"sandboxMatchLabels": {"team": "a"}}}
         cluster.put(policy_manifest(default="allow", **picks))
         await bench.settle()
         text = bench.find(kinds.CONFIG_MAPS, "box-router")["data"]["kars.yaml"]

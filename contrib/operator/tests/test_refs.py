@@ -10,9 +10,9 @@ from operator_kit import UNUSABLE, policy, sandbox, server
 
 from kars_router.config.toolpolicy import Default
 
-ELSEWHERE = {"metadata": {"namespace": "tools"}}
-REF = {"governance": {"mcpServerRefs": [{"name": "tools", "namespace": "tools"}]}}
-LABELLED = {"metadata": {"labels": {"team": "a"}}}
+ELSEWHERE: dict[str, Any] = {"metadata": {"namespace": "tools"}}
+REF: dict[str, Any] = {"governance": {"mcpServerRefs": [{"name": "tools", "namespace": "tools"}]}}
+LABELLED: dict[str, Any] = {"metadata": {"labels": {"team": "a"}}}
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_the_older_way_to_refer_to_one_server_still_leads_there() -> None:
     assert [each.meta.name for each in chosen.servers] == ["tools"]
 
 
-BY_NAME = {"governance": {"toolPolicyRef": {"name": "rules"}}}
-PICKS = {"appliesTo": {"sandboxMatchLabels": {"team": "a"}}, "default": "allow"}
+BY_NAME: dict[str, Any] = {"governance": {"toolPolicyRef": {"name": "rules"}}}
+PICKS: dict[str, Any] = {"appliesTo": {"sandboxMatchLabels": {"team": "a"}}, "default": "allow"}
 BROKEN = Unusable(problems=("spec.rules: must be a list",))
 MEANT_FOR_A = Unusable(problems=("spec.rules: must be a list",), labels={"team": "a"})
 
