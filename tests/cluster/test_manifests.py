@@ -44,15 +44,15 @@ def charts() -> list[Any]:
     return [pytest.param(None, id="defaults"), *values]
 
 
-def accept(cluster: Cluster, text: str, namespace: str = "default") -> None:
+def accept(cluster: Cluster, text: str, *options: str) -> None:
     """Fail the test unless the API server would take all objects of a YAML text."""
     listed = objects(text)
     assert listed
-    namespaces = {namespace, *(each["metadata"].get("namespace", namespace) for each in listed)}
+    namespaces = {each["metadata"].get("namespace", CHART_NAMESPACE) for each in listed}
     # An object is checked only in a namespace that is there, dry run or not.
     for name in sorted(namespaces):
         cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    cluster.kubectl(*STRICT, "--namespace", namespace, given=text)
+    cluster.kubectl(*STRICT, *options, given=text)
 
 
 STRICT = (
@@ -85,7 +85,7 @@ def test_the_rendered_chart_is_valid(
         check=False,
     )
     assert rendered.returncode == 0, rendered.stderr
-    accept(cluster, rendered.stdout, CHART_NAMESPACE)
+    accept(cluster, rendered.stdout, "--namespace", CHART_NAMESPACE)
 
 
 MCP_SERVER = {"apiVersion": "kars.azure.com/v1alpha1", "kind": "McpServer"}
