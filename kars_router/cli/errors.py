@@ -32,13 +32,22 @@ class Boundary:
     The last line of defence of the process: no code of the router runs after it, so nothing can
     go on with half of its work done. Groups of exceptions are judged by their leaves.
 
+    Args:
+        silent: whether nothing is said of errors, for what comes after a command.
+
+    Args:
+        program: what messages begin with.
+
     Attributes:
         debug: whether tracebacks are shown.
+        notice: whether the command may end with a line about a newer release.
         status: the exit code, once the block is left.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, silent: bool = False) -> None:
+        self._silent = silent
         self.debug = False
+        self.notice = False
         self.status = 0
 
     def __enter__(self) -> Self:
@@ -54,11 +63,13 @@ class Boundary:
             return False
         leaves = tuple(_leaves(error))
         self.status = _status(leaves)
+        if self._silent:
+            return True
         # Where stderr is gone too, the exit code is all that can still be said.
         with contextlib.suppress(OSError):
             if self.debug:
                 click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-            _say(leaves)
+            _say(leaves, self._program)
         return True
 
 
@@ -86,7 +97,7 @@ def _status_of(leaf: BaseException) -> int:
             return UNDETERMINED
 
 
-def _say(leaves: tuple[BaseException, ...]) -> None:
+def _say(leaves: tuple[BaseException, ...], program: str) -> None:
     """Says on stderr what happened, in a sentence for each thing that a user can mend."""
     if _interrupted(leaves):
         return
@@ -98,19 +109,19 @@ def _say(leaves: tuple[BaseException, ...]) -> None:
             case click.UsageError():
                 leaf.show(file=sys.stderr)
             case click.ClickException():
-                click.echo(f"kars: {leaf.format_message()}", err=True)
+                click.echo(f"{program}: {leaf.format_message()}", err=True)
             case ConfigError():
-                _say_problems(leaf)
+                _say_problems(leaf, program)
             case KarsError():
-                click.echo(f"kars: {leaf}", err=True)
+                click.echo(f"{program}: {leaf}", err=True)
             case _:
-                click.echo(f"kars: {_unexpected(leaf)}", err=True)
+                click.echo(f"{program}: {_unexpected(leaf)}", err=True)
 
 
-def _say_problems(error: ConfigError) -> None:
+def _say_problems(error: ConfigError, program: str) -> None:
     for problem in error.problems:
         # What a flag gave stands in no file.
-        place = "kars" if problem.startswith("--") else error.source or "kars"
+        place = program if problem.startswith("--") else error.source or program
         click.echo(f"{click.format_filename(place)}: {problem}", err=True)
 
 

@@ -37,7 +37,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 fine, 1 a negative finding, 2 wrong usage, 3 not to be determined.
     """
-    boundary = Boundary()
+    boundary = Boundary("kars-operator")
     with boundary:
         status = operator.main(
             args,
@@ -336,6 +336,13 @@ async def _heed(signals: Any, stop: trio.Event, scope: trio.CancelScope) -> None
     multiple=True,
     help="A plugin that is not loaded; may be repeated.",
 )
+@click.option(
+    "--installed",
+    metavar="PLURAL.GROUP",
+    multiple=True,
+    help="A further definition that the cluster has, such as "
+    "ciliumnetworkpolicies.cilium.io; may be repeated.",
+)
 @_debug
 @click.pass_context
 def render_files(
@@ -345,6 +352,7 @@ def render_files(
     files: tuple[Path, ...],
     namespace: str,
     blocked: tuple[str, ...],
+    installed: tuple[str, ...],
     **making: Any,
 ) -> None:
     """Print all objects of the sandboxes in some files, as the operator would apply them.
@@ -355,8 +363,8 @@ def render_files(
     \b
     Exit codes:
       0  everything was rendered
-      1  a reference leads to nothing; what can be rendered is printed all the same
-      2  a file or a sandbox cannot be used
+      1  a reference leads to nothing, and what can be rendered is printed all the same; or a file
+         or a sandbox cannot be used, and nothing is printed
     """  # noqa: D301 (the backspace keeps click from filling the lines)
     from kars_operator import render
     from kars_router.plugins import Plugins
@@ -364,7 +372,7 @@ def render_files(
     configure_logging(level="error", style="console")
     plugins = Plugins.load(blocked=blocked)
     found = render.read(files, namespace)
-    objects, warnings = render.render(found, _settings(making), plugins)
+    objects, warnings = render.render(found, _settings(making), plugins, frozenset(installed))
     click.echo(render.dump(objects), nl=False)
     for each in warnings:
         click.echo(f"kars-operator: {each}", err=True)

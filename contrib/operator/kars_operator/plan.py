@@ -20,10 +20,10 @@ from kars_router.config.schema import LogLevel
 from kars_router.egress import (
     Explanation,
     Place,
+    SandboxEgress,
     Scope,
     merge,
     needed_by,
-    sandbox_policy,
 )
 from kars_router.model import ServerInfo
 from kars_router.plugins import Plugins
@@ -126,12 +126,14 @@ def compose(sandbox: KarsSandboxResource, chosen: Chosen, means: Means) -> Plan:
         variables=sorted({name for each in usable for name in _variables(each)}),
         restart_on=digest_of_plain(router_config.needs_restart(document)).removeprefix("sha256:"),
     )
-    policy = _policy(sandbox, derived, means)
+    egress = _egress(sandbox, derived, means)
+    policy = egress.policy()
     objects = [
         *_namespace(sandbox, settings, place.namespace),
         _service_account(sandbox, place.namespace),
         _config_map(sandbox, document, digest, place.namespace),
         policy,
+        *(dict(each) for each in egress.objects),
     ]
     image = _image(sandbox, settings)
     if image:
@@ -237,13 +239,13 @@ def _config_map(
     }
 
 
-def _policy(sandbox: KarsSandboxResource, derived: Sequence[Derived], means: Means) -> Manifest:
+def _egress(
+    sandbox: KarsSandboxResource, derived: Sequence[Derived], means: Means
+) -> SandboxEgress:
     settings, place = means.settings, means.place
     usable = [each for each in derived if not each.invalid]
-    rules = merge(
-        (each.server.meta.name, means.plugins.egress_rules(_info(each.server), place))
-        for each in usable
-    )
+    infos = tuple(_info(each.server) for each in usable)
+    rules = merge((each.name, means.plugins.egress_rules(each, place)) for each in infos)
     asks = {
         "namespaceSelector": {
             "matchLabels": {"kubernetes.io/metadata.name": settings.operator_namespace}
@@ -251,13 +253,15 @@ def _policy(sandbox: KarsSandboxResource, derived: Sequence[Derived], means: Mea
         "podSelector": {"matchLabels": {"app.kubernetes.io/name": names.MANAGER}},
     }
     admin = {"from": [asks], "ports": [{"protocol": "TCP", "port": settings.admin_port}]}
-    return sandbox_policy(
+    wanted = SandboxEgress(
         name=sandbox.meta.name,
         namespace=place.namespace,
-        labels=names.labels(sandbox.meta.name, sandbox.meta.namespace),
         pod_labels=names.pod_labels(sandbox.meta.name, sandbox.meta.namespace),
+        servers=infos,
         rules=rules,
         https=any(e.https for each in usable for e in each.explanations),
         dns=settings.dns,
-        ingress=[admin],
+        ingress=(admin,),
+        labels=names.labels(sandbox.meta.name, sandbox.meta.namespace),
     )
+    return means.plugins.egress_objects(wanted, place)

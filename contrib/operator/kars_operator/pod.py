@@ -113,7 +113,7 @@ def _guard(sandbox: KarsSandboxResource, settings: Settings) -> dict[str, Any]:
     return {
         "name": "guard",
         "image": sandbox.spec.router.image or settings.router_image,
-        "args": ["guard"],
+        "args": settings.guard().arguments(),
         "securityContext": {
             # Rules are the kernel's, and belong to the pod's network: root and this one right.
             "runAsUser": 0,

@@ -151,6 +151,7 @@ class Reconciler:
             namespace=namespace,
             cluster_domain=self.settings.cluster_domain,
             service_lookup=look_up,
+            installed=self.known.installed(),
         )
         try:
             means = plan.Means(settings=self.settings, place=place, plugins=self.plugins)

@@ -116,13 +116,16 @@ def read(paths: Iterable[Path], namespace: str) -> Files:
     return files
 
 
-def render(files: Files, settings: Settings, plugins: Plugins) -> tuple[list[Manifest], list[str]]:
+def render(
+    files: Files, settings: Settings, plugins: Plugins, installed: frozenset[str] = frozenset()
+) -> tuple[list[Manifest], list[str]]:
     """The objects of every sandbox.
 
     Args:
         files: what there is.
         settings: the operator's.
         plugins: are asked for egress rules.
+        installed: further definitions that the cluster has, as `plural.group`.
 
     Returns:
         The objects, and a sentence for each reference that leads to nothing.
@@ -139,6 +142,7 @@ def render(files: Files, settings: Settings, plugins: Plugins) -> tuple[list[Man
             namespace=settings.namespace_of(sandbox.meta.name, sandbox.meta.namespace),
             cluster_domain=settings.cluster_domain,
             service_lookup=files.service,
+            installed=installed,
         )
         means = plan.Means(settings=settings, place=place, plugins=plugins)
         try:
@@ -205,9 +209,9 @@ def _documents(file: Path) -> list[Any]:
 def _manifests(document: Any) -> Iterator[Mapping[str, Any]]:
     if document is None:
         return
-    if not isinstance(document, Mapping):
-        yield {}
-    elif document.get("kind") == "List":
-        yield from document.get("items") or ()
-    else:
-        yield document
+    found = [document]
+    if isinstance(document, Mapping) and document.get("kind") == "List":
+        items = document.get("items") or []
+        found = items if isinstance(items, list) else [items]
+    for each in found:
+        yield each if isinstance(each, Mapping) else {}

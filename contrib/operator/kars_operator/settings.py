@@ -8,8 +8,10 @@ from typing import Final
 
 from attrs import field, frozen
 
+from kars_operator import names
 from kars_router.config.frozenmap import FrozenMap
 from kars_router.egress import DEFAULT_DOMAIN, Dns
+from kars_router.guard import Guard, Uids
 
 _NO_IMAGES: Final[Mapping[str, str]] = FrozenMap()
 
@@ -53,6 +55,14 @@ class Settings:
     admin_port: int = 9090
     grace: int = 25
     pull_secrets: tuple[str, ...] = ()
+
+    def guard(self) -> Guard:
+        """What the guard of every pod holds to."""
+        return Guard(
+            router=names.ROUTER_UID,
+            agents=(Uids(names.AGENT_UID, names.AGENT_UID),),
+            denied_ports=(self.admin_port,),
+        )
 
     def namespace_of(self, sandbox: str, namespace: str) -> str:
         """Where the objects of a sandbox are.

@@ -149,7 +149,8 @@ def test_only_the_guard_may_change_the_network() -> None:
     guard = container(made, "guard")
     assert guard["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN"]}
     assert "restartPolicy" not in guard  # it ends, and then its rights are gone
-    assert guard["args"][0] == "guard"
+    assert guard["args"] == Settings().guard().arguments()
+    assert guard["args"][-2:] == ["--deny-loopback-port", "9090"]
 
 
 def test_what_a_sandbox_says_of_its_containers_is_heeded() -> None:
