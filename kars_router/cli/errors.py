@@ -33,6 +33,7 @@ class Boundary:
     go on with half of its work done. Groups of exceptions are judged by their leaves.
 
     Args:
+        program: what messages begin with.
         silent: whether nothing is said of errors, for what comes after a command.
 
     Args:
@@ -44,7 +45,8 @@ class Boundary:
         status: the exit code, once the block is left.
     """
 
-    def __init__(self, *, silent: bool = False) -> None:
+    def __init__(self, program: str = "kars", *, silent: bool = False) -> None:
+        self._program = program
         self._silent = silent
         self.debug = False
         self.notice = False
