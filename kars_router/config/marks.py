@@ -9,6 +9,8 @@ from typing import Annotated, Final
 
 # Metadata of a field that no file sets.
 NO_KEY: Final = {"kars_key": False}
+# Metadata of a field that has to be given, whatever its default is.
+NEEDED: Final = {"kars_needed": True}
 
 Duration = Annotated[float, "duration"]
 Size = Annotated[int, "size"]

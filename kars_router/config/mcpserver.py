@@ -15,7 +15,7 @@ from attrs import field, fields, frozen
 
 from kars_router.config.auth import OAuth
 from kars_router.config.frozenmap import FrozenMap
-from kars_router.config.marks import NO_KEY, Command, LabelOrAny, Scope, Secret, Sentence
+from kars_router.config.marks import NEEDED, NO_KEY, Command, LabelOrAny, Scope, Secret, Sentence
 from kars_router.config.plain import to_file
 from kars_router.config.schema import Server
 from kars_router.config.toolpolicyspec import BundleRef
@@ -61,7 +61,7 @@ class Managed:
         preset: which one.
     """
 
-    preset: Preset | None = None
+    preset: Preset | None = field(default=None, metadata=NEEDED)
 
 
 @frozen(kw_only=True)

@@ -17,11 +17,11 @@ from attrs import Attribute
 
 from kars_router.config import marks, patterns, units
 from kars_router.config.described import describe, describe_fields
-from kars_router.config.mcpserver import Managed
+from kars_router.config.marks import NEEDED
 from kars_router.config.plain import to_plain
 from kars_router.config.resource_rules import MOST_SERVERS, SETS
 from kars_router.config.resources import LONGEST_NAMES, SPECS
-from kars_router.config.sandbox import Agent, Byo, EnvVar, Governance, Router, ServerRef
+from kars_router.config.sandbox import Agent, Byo, EnvVar, Governance, Router
 from kars_router.config.shapes import (
     fields_by_key,
     is_map,
@@ -33,7 +33,6 @@ from kars_router.config.statuses import (
     Condition,
     KarsSandboxStatus,
     McpServerStatus,
-    ServerState,
     ToolPolicyStatus,
 )
 from kars_router.config.toolpolicy import Approval, Rule
@@ -113,16 +112,6 @@ _MARKS: Final[Mapping[Any, Schema]] = {
     str: _text(),
     bool: {"type": "boolean"},
 }
-# Keys without which a section says nothing.
-_REQUIRED: Final[Mapping[type, tuple[str, ...]]] = {
-    BundleRef: ("registry", "repository", "digest", "artifactType"),
-    Condition: ("type", "status", "reason", "message", "lastTransitionTime"),
-    EnvVar: ("name",),
-    Managed: ("preset",),
-    Rule: ("effect",),
-    ServerRef: ("name",),
-    ServerState: ("name",),
-}
 # Lists of sections that several managers may add to, each entry known by its name.
 _MAPS: Final[Mapping[tuple[type, str], str]] = {
     (Agent, "env"): "name",
@@ -137,6 +126,9 @@ _MAPS: Final[Mapping[tuple[type, str], str]] = {
 # What a type alone does not say.
 _MORE: Final[Mapping[tuple[type, str], Schema]] = {
     (Approval, "via"): {"minItems": 1},
+    **{(BundleRef, key): {"minLength": 1} for key in fields_by_key(BundleRef)},
+    (Condition, "type"): {"minLength": 1},
+    (Condition, "reason"): {"minLength": 1},
     (EnvVar, "valueFrom"): {"type": "object"},
     (Governance, "mcpServerRefs"): {"maxItems": MOST_SERVERS},
     (Rule, "arguments"): {"type": "object"},
@@ -192,11 +184,11 @@ def section_schema(cls: type[Any]) -> Schema:
     """
     said = describe_fields(cls)
     made: Schema = {"type": "object", "description": describe(cls), "properties": {}}
-    required = _REQUIRED.get(cls, ())
+    required = [key for key, each in fields_by_key(cls).items() if each.metadata == NEEDED]
     for key, each in fields_by_key(cls).items():
         made["properties"][key] = _field_schema(cls, key, each, said.get(each.name, ""))
     if required:
-        made["required"] = list(required)
+        made["required"] = required
     if takes_further_keys(cls):
         made |= _ANYTHING
     rules = VALIDATIONS.get(cls, ())
@@ -214,13 +206,9 @@ def _field_schema(cls: type[Any], key: str, each: Attribute[Any], said: str) -> 
         made |= _list_schema(cls, key, each, made)
     if said:
         made["description"] = said + _default(cls, key)
-    if key in _REQUIRED.get(cls, ()):
-        if made == {**_text(), "description": made.get("description")}:
-            made["minLength"] = 1
-    else:
+    # An API server compares null with the words of an enum, whatever else it is told.
+    if each.metadata != NEEDED and "enum" not in made:
         made["nullable"] = True
-        if "enum" in made:
-            made["enum"] = [*made["enum"], None]
     return made
 
 

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from cattrs import Converter
 
+from kars_router.config.marks import NEEDED
 from kars_router.config.shapes import fields_by_key, is_map, is_section, is_tuple
 from kars_router.config.values import HIDDEN_MARKS, MARK_PLAIN, PLAIN
 
@@ -27,9 +28,9 @@ def to_plain(config: object) -> dict[str, object]:
 
 
 def to_file(section: object) -> dict[str, Any]:
-    """A section as plain data for a file: what differs from its defaults, secrets included.
+    """A section as plain data for a file: what differs from its defaults or has to be given.
 
-    Structured again as the same class, it gives an equal section.
+    Secrets are included. Structured again as the same class, it gives an equal section.
     """
     plain: dict[str, Any] = _FOR_FILES.unstructure(section)
     return plain
@@ -48,7 +49,7 @@ def _given_keys(converter: Converter, cls: type[Any]) -> Any:
     return lambda value: {
         key: converter.unstructure(getattr(value, each.name), unstructure_as=each.type)
         for key, each in fields.items()
-        if getattr(value, each.name) != each.default
+        if each.metadata == NEEDED or getattr(value, each.name) != each.default
     }
 
 

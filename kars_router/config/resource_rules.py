@@ -132,8 +132,10 @@ def server_ref_rules(_: Read, given: Given) -> Broken:
         yield "name", "is missing: name the McpServer"
 
 
-def env_var_rules(_: Read, given: Given) -> Broken:
+def env_var_rules(read: Read, given: Given) -> Broken:
     """The rules for a variable of a container."""
+    if not isinstance(read.get("value_from"), Mapping | None):
+        yield "valueFrom", "must be a mapping, as in a pod"
     if "name" not in given:
         yield "name", "is missing: name the variable"
     if {"value", "value_from"} <= given:

@@ -8,10 +8,19 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from kars_router.config.frozenmap import FrozenMap
-from kars_router.config.marks import Image, Json, Label, ObjectName, Quantity, ServerKey, Variable
+from kars_router.config.marks import (
+    NEEDED,
+    Image,
+    Json,
+    Label,
+    ObjectName,
+    Quantity,
+    ServerKey,
+    Variable,
+)
 from kars_router.config.schema import LogLevel
 
 _NOTHING: FrozenMap[Any, Any] = FrozenMap()
@@ -40,7 +49,7 @@ class EnvVar:
         value_from: where its value is, as in a pod.
     """
 
-    name: Variable = ""
+    name: Variable = field(default="", metadata=NEEDED)
     value: str | None = None
     value_from: Json | None = None
 
@@ -147,7 +156,7 @@ class ServerRef:
 
     further_keys: ClassVar[bool] = True
 
-    name: ServerKey = ""
+    name: ServerKey = field(default="", metadata=NEEDED)
     namespace: Label | None = None
 
 

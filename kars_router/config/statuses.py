@@ -9,9 +9,9 @@ from __future__ import annotations
 import enum
 from typing import ClassVar
 
-from attrs import frozen
+from attrs import field, frozen
 
-from kars_router.config.marks import Generation, Timestamp
+from kars_router.config.marks import NEEDED, Generation, Timestamp
 
 
 class Truth(enum.StrEnum):
@@ -35,11 +35,11 @@ class Condition:
         observed_generation: generation of the spec that it is about.
     """
 
-    type: str = ""
-    status: Truth = Truth.UNKNOWN
-    reason: str = ""
-    message: str = ""
-    last_transition_time: Timestamp = ""
+    type: str = field(default="", metadata=NEEDED)
+    status: Truth = field(default=Truth.UNKNOWN, metadata=NEEDED)
+    reason: str = field(default="", metadata=NEEDED)
+    message: str = field(default="", metadata=NEEDED)
+    last_transition_time: Timestamp = field(default="", metadata=NEEDED)
     observed_generation: Generation | None = None
 
 
@@ -55,7 +55,7 @@ class ServerState:
         reason: the same for people.
     """
 
-    name: str = ""
+    name: str = field(default="", metadata=NEEDED)
     namespace: str | None = None
     digest: str | None = None
     egress: str | None = None
@@ -112,6 +112,7 @@ class KarsSandboxStatus:
         namespace: where its pod is.
         digest: digest of all that its router is to enforce.
         servers: the servers that its router has.
+        servers_ready: how many these are, and to how many it refers, as in `2/3`.
     """
 
     further_keys: ClassVar[bool] = True
@@ -122,3 +123,4 @@ class KarsSandboxStatus:
     namespace: str | None = None
     digest: str | None = None
     servers: tuple[ServerState, ...] = ()
+    servers_ready: str | None = None

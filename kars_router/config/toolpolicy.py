@@ -9,10 +9,11 @@ from __future__ import annotations
 import enum
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from kars_router.config.frozenmap import FrozenMap
 from kars_router.config.marks import (
+    NEEDED,
     Count,
     Duration,
     Glob,
@@ -150,7 +151,7 @@ class Rule:
     """
 
     name: Name | None = None
-    effect: Effect = Effect.DENY
+    effect: Effect = field(default=Effect.DENY, metadata=NEEDED)
     priority: Priority = 0
     servers: tuple[Glob, ...] = _ANY
     tools: tuple[Glob, ...] = ()

@@ -13,7 +13,7 @@ from typing import Any, Final
 from attrs import field, fields, frozen
 
 from kars_router.config.frozenmap import FrozenMap
-from kars_router.config.marks import NO_KEY, GlobOrAny, Json, Name, Sentence
+from kars_router.config.marks import NEEDED, NO_KEY, GlobOrAny, Json, Name, Sentence
 from kars_router.config.toolpolicy import (
     AgtProfile,
     AppliesTo,
@@ -36,10 +36,10 @@ class BundleRef:
         artifact_type: its media type.
     """
 
-    registry: str = ""
-    repository: str = ""
-    digest: str = ""
-    artifact_type: str = ""
+    registry: str = field(default="", metadata=NEEDED)
+    repository: str = field(default="", metadata=NEEDED)
+    digest: str = field(default="", metadata=NEEDED)
+    artifact_type: str = field(default="", metadata=NEEDED)
 
 
 @frozen(kw_only=True)

@@ -187,13 +187,22 @@ _NO_WHERE: Final = (
     "!(has(self.redact.arguments) && self.redact.arguments) && "
     "has(self.redact.results) && !self.redact.results"
 )
+# What is written out as it is by default says nothing.
+_APPROVAL: Final = "has(self.approval) && (has(self.approval.expires) || has(self.approval.via))"
+_REDACT: Final = (
+    "has(self.redact) && (has(self.redact.kinds)"
+    " || (has(self.redact.expressions) && size(self.redact.expressions) > 0)"
+    " || (has(self.redact.fields) && size(self.redact.fields) > 0)"
+    " || (has(self.redact.arguments) && self.redact.arguments)"
+    " || (has(self.redact.results) && !self.redact.results))"
+)
 _RULE: Final = (
     Validation(
-        _implies("has(self.approval)", "self.effect == 'approve'"),
+        _implies(_APPROVAL, "self.effect == 'approve'"),
         "approval has a meaning with the effect approve only",
     ),
     Validation(
-        _implies("has(self.redact)", "self.effect == 'redact'"),
+        _implies(_REDACT, "self.effect == 'redact'"),
         "redact has a meaning with the effect redact only",
     ),
     Validation(

@@ -6,21 +6,20 @@ that read the resources. Pure but for `main`, which writes the files.
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from attrs import frozen
-from ruamel.yaml import YAML
 
+from kars_operator.render import dump
 from kars_router.config.openapi import resource_schema
 from kars_router.config.resources import GROUP, VERSION
 
 Manifest = dict[str, Any]
 
-_HEADER: Final = "# Made by `kars-operator crds`; a test compares it with what that writes.\n"
+_HEADER: Final = "# Made by `python -m kars_operator.crds`; a test compares the two.\n"
 
 
 @frozen(kw_only=True)
@@ -78,7 +77,7 @@ _KINDS: Final[Mapping[str, _Names]] = {
             _READY,
             _condition("Router", "RouterEnforcing"),
             _condition("Tight", "EgressTight"),
-            _Column(name="Servers", path=".status.servers[*].name"),
+            _Column(name="Servers", path=".status.serversReady"),
             _REASON,
             _MESSAGE,
             _AGE,
@@ -109,28 +108,20 @@ def file_name(manifest: Mapping[str, Any]) -> str:
     return f"{manifest['spec']['names']['plural']}.yaml"
 
 
-def render(manifest: Mapping[str, Any]) -> str:
-    """A definition as YAML; the same definition always gives the same text."""
-    writer: Any = YAML(typ="safe", pure=True)
-    writer.default_flow_style = False
-    writer.sort_base_mapping_type_on_output = False
-    writer.width = 100
-    # Equal parts are written out wherever they stand: not every reader of YAML follows aliases.
-    writer.representer.ignore_aliases = lambda _: True
-    text = io.StringIO()
-    writer.dump(dict(manifest), text)
-    return f"{_HEADER}{text.getvalue()}"
+def written(manifest: Mapping[str, Any]) -> str:
+    """What the file of a definition holds; the same definition always gives the same text."""
+    return f"{_HEADER}{dump([dict(manifest)])}"
 
 
 def write(directory: Path) -> list[Path]:
     """Writes a file for each definition; returns them."""
     directory.mkdir(parents=True, exist_ok=True)
-    written = []
+    paths = []
     for manifest in crd_manifests():
         path = directory / file_name(manifest)
-        path.write_text(render(manifest), encoding="utf-8")
-        written.append(path)
-    return written
+        path.write_text(written(manifest), encoding="utf-8")
+        paths.append(path)
+    return paths
 
 
 def _manifest(kind: str, names: _Names) -> Manifest:
