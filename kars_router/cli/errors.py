@@ -36,9 +36,6 @@ class Boundary:
         program: what messages begin with.
         silent: whether nothing is said of errors, for what comes after a command.
 
-    Args:
-        program: what messages begin with.
-
     Attributes:
         debug: whether tracebacks are shown.
         notice: whether the command may end with a line about a newer release.
