@@ -29,6 +29,7 @@ COMMANDS = {
     "tools": "Pin the definitions of tools, and show what changed.",
     "audit": "Check and show the record of calls.",
     "egress": "Explain what egress a server needs.",
+    "guard": "Leave the router as the agent's only way out of the pod.",
 }
 
 

@@ -111,7 +111,7 @@ def test_pure_modules_are_held_to_it_as_soon_as_they_exist() -> None:
     package = ROOT / "kars_router"
     pure = {
         f"kars_router.{name}"
-        for name in ("egress", "errors", "loss", "model", "pinning", "policy", "wire")
+        for name in ("egress", "errors", "guard", "loss", "model", "pinning", "policy", "wire")
         if (package / name).is_dir() or (package / f"{name}.py").is_file()
     }
     assert listed == pure
