@@ -101,7 +101,8 @@ def apply(
         }
     new = deepcopy(live)
     others = {path for who, owned in owners.items() if who != manager for path in owned}
-    for path in owners.get(manager, set()) - fields.keys() - others:
+    # By its key an element is found, so that goes last.
+    for path in sorted(owners.get(manager, set()) - fields.keys() - others, key=_names_element):
         if not any(_touch(path, kept) for kept in fields if len(kept) > len(path)):
             _remove(new, path)
     for path, value in fields.items():
@@ -112,7 +113,12 @@ def apply(
 
 
 def note_update(old: Manifest, new: Manifest, owners: Owners, manager: Manager) -> None:
-    """Gives a manager the fields that it has changed by other means than an apply."""
+    """Gives a manager the fields that it has changed by other means than an apply.
+
+    An object of which nobody owns anything stays so until it is applied.
+    """
+    if not owners:
+        return
     before, after = leaves(old), leaves(new)
     changed = {path for path, value in after.items() if path not in before or before[path] != value}
     gone = before.keys() - after.keys()
@@ -182,7 +188,8 @@ def _clashes(
     live: Manifest, fields: Mapping[Path, Any], owners: Owners, manager: Manager
 ) -> Iterator[Clash]:
     for path, value in fields.items():
-        if path[-1].startswith("v:") or _find(live, path) == value:
+        found = _find(live, path)
+        if path[-1].startswith("v:") or found == value or _merges(path, value, found):
             continue
         prefixes = {path[:length] for length in range(1, len(path) + 1)}
         for who, owned in owners.items():
@@ -194,6 +201,16 @@ def _clashes(
             )
             if below or owned & prefixes:
                 yield Clash(path, who)
+
+
+def _merges(path: Path, value: Any, found: Any) -> bool:
+    """Whether there is nothing in a value that could take the place of what was found."""
+    granular = isinstance(value, dict) or path[-1].removeprefix("f:") in _KEYS.keys() | _SETS
+    return granular and value in ({}, []) and type(found) is type(value)
+
+
+def _names_element(path: Path) -> bool:
+    return len(path) > 1 and path[-2].startswith("k:") and path[-1][2:] in json.loads(path[-2][2:])
 
 
 def _touch(one: Path, other: Path) -> bool:
@@ -233,7 +250,7 @@ def _put(tree: Any, path: Path, value: Any) -> None:
     if path[-1].startswith("v:"):
         if value not in tree:
             tree.append(value)
-    else:
+    elif not _merges(path, value, _child(tree, path[-1])):
         _set(tree, path[-1], value)
 
 
@@ -255,6 +272,7 @@ def _remove(tree: Any, path: Path) -> None:
         if inner is None:
             return
         places.append(inner)
+    inside: Any = None
     for place, element in zip(reversed(places), reversed(path), strict=True):
         kind, _, text = element.partition(":")
         if kind == "f":
@@ -262,10 +280,10 @@ def _remove(tree: Any, path: Path) -> None:
         elif kind == "v":
             place[:] = [each for each in place if each != json.loads(text)]
         else:
-            item = _child(place, element)
-            place[:] = [each for each in place if each is not item]
+            place[:] = [each for each in place if each is not inside]
         if place:
             return
+        inside = place
 
 
 def _shown(element: str) -> str:

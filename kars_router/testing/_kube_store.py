@@ -21,6 +21,16 @@ from kars_router.testing._kube_fields import Manager, Manifest, Owners, managed_
 
 Key = tuple[str, str]  # namespace (empty for none) and name
 
+# Of an object's metadata, what nobody else changes.
+_OWN: Final = (
+    "uid",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "generation",
+    "resourceVersion",
+    "managedFields",
+)
 _WITHOUT_STATUS: Final = frozenset(
     {
         "clusterroles",
@@ -147,12 +157,10 @@ class Store:
         record = self._records[resource][key]
         old = record.manifest
         metadata, before = manifest.setdefault("metadata", {}), old["metadata"]
-        for name in ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"):
+        for name in _OWN:
             metadata.pop(name, None)
             if name in before:
                 metadata[name] = before[name]
-        for name in ("generation", "resourceVersion", "managedFields"):
-            metadata[name] = before.get(name)
         if isinstance(owners, Manager):
             manager, owners = owners, self.owners(resource, key)
             note_update(old, manifest, owners, manager)
@@ -211,7 +219,9 @@ class Store:
         self.version += 1
         metadata = manifest["metadata"]
         metadata["resourceVersion"] = str(self.version)
-        metadata["managedFields"] = managed_fields(owners, resource.api_version, self._stamp())
+        metadata.pop("managedFields", None)
+        if managed := managed_fields(owners, resource.api_version, self._stamp()):
+            metadata["managedFields"] = managed
         self._log.append(Change(self.version, kind, resource, manifest, before))
         while len(self._log) > self.remember:
             self.oldest = self._log.popleft().version

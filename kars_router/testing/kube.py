@@ -240,7 +240,8 @@ class FakeCluster(httpx.AsyncBaseTransport):
             await trio.sleep(trouble.seconds)
         found = self._outcome(seen, trouble)
         if found is None:
-            return  # the server closes the connection
+            await send_head(send, 200, {"content-length": "1"})
+            return  # before the end, so the connection is closed
         if isinstance(found.body, bytes):
             await respond(send, found.status, found.headers, found.body)
             return
