@@ -111,8 +111,8 @@ class KarsSandboxStatus:
             for all of them.
         namespace: where its pod is.
         digest: digest of all that its router is to enforce.
-        servers: the servers that its router has.
-        servers_ready: how many these are, and to how many it refers, as in `2/3`.
+        servers: the servers that its router is given.
+        servers_resolved: how many these are, and to how many it refers, as in `2/3`.
     """
 
     further_keys: ClassVar[bool] = True
@@ -123,4 +123,4 @@ class KarsSandboxStatus:
     namespace: str | None = None
     digest: str | None = None
     servers: tuple[ServerState, ...] = ()
-    servers_ready: str | None = None
+    servers_resolved: str | None = None

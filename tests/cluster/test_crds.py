@@ -109,7 +109,7 @@ async def test_a_status_is_written_on_its_own(cluster: Cluster, kube: Kube, name
             {**condition, "type": "EgressTight", "status": "Unknown"},
         ],
         "servers": [{"name": name, "egress": "Https"} for name in ("playwright", "github")],
-        "serversReady": "2/3",
+        "serversResolved": "2/3",
         "sandboxPod": "of somebody else",
     }
     told = {key: sandbox[key] for key in ("apiVersion", "kind", "metadata")}

@@ -77,7 +77,7 @@ _KINDS: Final[Mapping[str, _Names]] = {
             _READY,
             _condition("Router", "RouterEnforcing"),
             _condition("Tight", "EgressTight"),
-            _Column(name="Servers", path=".status.serversReady"),
+            _Column(name="Servers", path=".status.serversResolved"),
             _REASON,
             _MESSAGE,
             _AGE,

@@ -122,8 +122,10 @@ class Reconciler:
             suspended=sandbox.spec.suspended,
             rollout=self._rollout(made),
         )
+        servers = sandbox_status.servers(made)
         more = {
-            "servers": sandbox_status.servers(made),
+            "servers": servers,
+            "serversResolved": f"{len(servers)}/{len(sandbox.spec.server_refs)}",
             "digest": made.digest,
             "namespace": made.namespace,
         }

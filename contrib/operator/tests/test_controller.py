@@ -80,6 +80,7 @@ async def test_what_is_declared_is_made_and_ready_once_the_router_says_so(
             == bench.find(kinds.KARS_SANDBOXES)["metadata"]["generation"]
         )
         assert [each["egress"] for each in status["servers"]] == ["Namespace"]
+        assert status["serversResolved"] == "1/1"
 
 
 async def test_nothing_is_written_when_nothing_changes(autojump_clock: MockClock) -> None:
