@@ -1,4 +1,4 @@
-"""`kars egress`: what egress a server needs, and why."""
+"""`kars egress`: what egress a server needs, and why; the group of commands about egress."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import Any
 
 import click
 
+from kars_router.cli import egress_render
+from kars_router.cli.egress_options import check_namespace, domain_option
 from kars_router.cli.errors import FOUND
 from kars_router.cli.output import Output, emit, output_option, table
-from kars_router.egress import DEFAULT_DOMAIN, Explanation, Place, Scope, explain, summary
-from kars_router.egress.names import is_domain, is_namespace
+from kars_router.egress import Explanation, Place, Scope, explain, summary
 from kars_router.model import ServerInfo
 from kars_router.plugins import Plugins
 from kars_router.telemetry import configure_logging
@@ -17,19 +18,10 @@ from kars_router.telemetry import configure_logging
 
 @click.group("egress")
 def command() -> None:
-    """Explain what egress a server needs."""
+    """Explain what egress servers need, and whether a cluster grants that and no more."""
 
 
-def _namespace(_: click.Context, __: click.Parameter, value: str) -> str:
-    if not is_namespace(value):
-        raise click.BadParameter("it must be the name of a namespace, such as tools")
-    return value
-
-
-def _domain(_: click.Context, __: click.Parameter, value: str) -> str:
-    if not is_domain(value):
-        raise click.BadParameter(f"it must be a domain such as {DEFAULT_DOMAIN}")
-    return value
+command.add_command(egress_render.command)
 
 
 @command.command("explain")
@@ -39,17 +31,10 @@ def _domain(_: click.Context, __: click.Parameter, value: str) -> str:
     metavar="NS",
     default="default",
     show_default=True,
-    callback=_namespace,
+    callback=check_namespace,
     help="The sandbox's namespace, in which bare names are looked up.",
 )
-@click.option(
-    "--cluster-domain",
-    metavar="D",
-    default=DEFAULT_DOMAIN,
-    show_default=True,
-    callback=_domain,
-    help="The cluster's DNS domain.",
-)
+@domain_option
 @output_option
 @click.pass_context
 def explain_urls(

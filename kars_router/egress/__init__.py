@@ -9,7 +9,15 @@ from __future__ import annotations
 from kars_router.egress.explain import explain
 from kars_router.egress.networkpolicy import Dns, sandbox_policy
 from kars_router.egress.reach import Excess, Kind, excess, lacking
-from kars_router.egress.rules import ANNOTATION, PRIVATE, SourcedRule, merge, summary, tell_sources
+from kars_router.egress.rules import (
+    ANNOTATION,
+    PRIVATE,
+    SourcedRule,
+    merge,
+    summary,
+    tell_sources,
+    to_world,
+)
 from kars_router.egress.sandbox import SandboxEgress
 from kars_router.egress.servers import needed_by
 from kars_router.egress.services import service_from
@@ -47,4 +55,5 @@ __all__ = [
     "service_from",
     "summary",
     "tell_sources",
+    "to_world",
 ]
