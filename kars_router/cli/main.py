@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 
 import click
 
 from kars_router._version import __version__
-from kars_router.cli.errors import Boundary
+from kars_router.cli.errors import INTERRUPTED, Boundary
 
 # Each is `kars_router.cli.NAME`, with a click command named `command`.
 COMMANDS = {
@@ -29,8 +30,13 @@ COMMANDS = {
     "tools": "Pin the definitions of tools, and show what changed.",
     "audit": "Check and show the record of calls.",
     "egress": "Explain what egress a server needs.",
+    "update": "Look for a newer release and install it.",
     "guard": "Leave the router as the agent's only way out of the pod.",
 }
+
+# These do not end with a line about a newer release: they run unattended and for long, or they
+# are about releases themselves.
+_WITHOUT_NOTICE = frozenset({"guard", "run", "update"})
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -53,7 +59,21 @@ def main(args: Sequence[str] | None = None) -> int:
         boundary.status = status if isinstance(status, int) else 0
         if sys.stdout is not None:  # `>&-` leaves none
             sys.stdout.flush()
+    if boundary.notice and boundary.status != INTERRUPTED:
+        _tell_of_news(sys.argv[1:] if args is None else args)
     return boundary.status
+
+
+def _tell_of_news(args: Sequence[str]) -> None:
+    """Ends a command with a line about a newer release, if there is one to tell of.
+
+    The command is done, so nothing that goes wrong here is worth a word.
+    """
+    with Boundary(silent=True):
+        if sys.stderr.isatty() and not {"-h", "--help"} & set(args):
+            from kars_router.cli.notice import after_command
+
+            after_command(os.environ)
 
 
 def _note_debug(context: click.Context, _: click.Parameter, value: object) -> None:
@@ -117,5 +137,9 @@ class _Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="kars", message="%(prog)s %(version)s")
-def kars() -> None:
+@click.pass_context
+def kars(context: click.Context) -> None:
     """A router that keeps stateful MCP servers alive for the agent in the same pod."""
+    boundary = context.find_object(Boundary)
+    if boundary is not None:
+        boundary.notice = context.invoked_subcommand not in _WITHOUT_NOTICE

@@ -14,6 +14,8 @@ from typing import Any, Literal, TextIO, TypeVar
 
 import click
 
+from kars_router.cli.errors import Boundary
+
 Output = Literal["table", "json", "yaml"]
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -26,9 +28,17 @@ def output_option(command: F) -> F:
         type=click.Choice(("table", "json", "yaml")),
         default="table",
         show_default=True,
+        callback=_note_output,
         help="How to print the answer.",
     )
     return option(command)
+
+
+def _note_output(context: click.Context, _: click.Parameter, value: Output) -> Output:
+    boundary = context.find_object(Boundary)
+    if value != "table" and boundary is not None:
+        boundary.notice = False  # a program reads this, perhaps both streams as one
+    return value
 
 
 def emit(value: object, output: Output, table: Callable[[], str]) -> None:
