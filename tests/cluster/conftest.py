@@ -10,6 +10,7 @@ import pytest
 from kars_operator.crds import crd_manifests
 
 from cluster.harness import Cluster, run_cluster
+from cluster.operator_kit import Api
 from kars_router.kube import Kube, open_kube
 
 
@@ -56,3 +57,9 @@ async def kube(cluster: Cluster) -> AsyncIterator[Kube]:
     """Our own client, as the administrator."""
     async with open_kube(cluster.connection()) as kube:
         yield kube
+
+
+@pytest.fixture
+async def api(kube: Kube, namespace: str, definitions: None) -> Api:
+    """Questions to ask of the test's namespace."""
+    return Api(kube, namespace)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import trio
-from kars_operator.crds import crd_manifests
 from kars_operator.settings import Settings
 
 from cluster.harness import Cluster
@@ -20,31 +18,14 @@ from cluster.operator_kit import (
     sandbox,
     server,
 )
-from kars_router.kube import Kube
 from kars_router.kube import resources as kinds
 
 SANDBOXES = kinds.KARS_SANDBOXES
 
 
-@pytest.fixture(scope="session")
-def definitions(running_cluster: Cluster) -> None:
-    """The custom resources, known to the API server."""
-    running_cluster.start_api_server()
-    listed = {"apiVersion": "v1", "kind": "List", "items": crd_manifests()}
-    running_cluster.kubectl(
-        "apply", "--server-side", "--validate=false", "-f", "-", given=json.dumps(listed)
-    )
-    running_cluster.kubectl("wait", "--for=condition=Established", "crd", "--all")
-
-
 @pytest.fixture
 def settings() -> Settings:
     return new_settings()
-
-
-@pytest.fixture
-async def api(kube: Kube, namespace: str, definitions: None) -> Api:
-    return Api(kube, namespace)
 
 
 async def test_the_whole_path(

@@ -6,7 +6,7 @@ controller innermost, for as long as this operator leads.
 
 from __future__ import annotations
 
-import os
+import secrets
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -69,7 +69,8 @@ async def run(
         UserError: the address cannot be used, or a certificate.
     """
     metrics = Metrics()
-    identity = f"{socket.gethostname()}-{os.getpid()}"
+    # In a pod the name of the host is the pod's; a restarted container has it again.
+    identity = f"{socket.gethostname()}_{secrets.token_hex(4)}"
     connections = options.workers + _SPARE_CONNECTIONS
     async with open_kube(connection, name="kars-operator", connections=connections) as kube:
         election = Election(
