@@ -242,11 +242,10 @@ class Recorder:
             await trio.sleep(_SWEEP_SECONDS)
             now = trio.current_time()
             for key, series in list(self._series.items()):
-                over = now - series.last > self._restraint.window
                 if series.count > series.told:
-                    if over or now - series.told_at >= self._restraint.heartbeat:
+                    if now - series.told_at >= self._restraint.heartbeat:
                         self._enqueue(series)
-                elif over:
+                elif now - series.last > self._restraint.window:
                     del self._series[key]
 
     def _enqueue(self, series: _Series) -> None:

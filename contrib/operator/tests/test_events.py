@@ -143,6 +143,17 @@ async def test_repeats_before_the_first_was_sent_are_told_with_it(
         assert rig.requests() == 1
 
 
+async def test_repeats_while_it_is_being_sent_are_told_later(autojump_clock: MockClock) -> None:
+    async with open_rig() as rig:
+        rig.cluster.trouble(verb="create", seconds=10)
+        rig.say()
+        await trio.sleep(5)
+        for _ in range(3):
+            rig.say()
+        await trio.sleep(1000)
+        assert rig.counts() == [4]
+
+
 async def test_other_objects_reasons_and_notes_are_other_events(
     autojump_clock: MockClock,
 ) -> None:
