@@ -12,6 +12,7 @@ import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
 
+from kars_router.errors import UserError
 from kars_router.telemetry import METRICS_TYPE, server_logger
 
 _TEXT: Final = "text/plain; charset=utf-8"
@@ -62,6 +63,9 @@ async def run(
         app: the application.
         address: `HOST:PORT`; port 0 is any free one.
         task_status: told the URL.
+
+    Raises:
+        UserError: the address cannot be used.
     """
     config = Config()
     config.bind = [address]
@@ -74,7 +78,16 @@ async def run(
 
 
 async def _serve(app: Any, config: Config, *, task_status: trio.TaskStatus[list[str]]) -> None:
-    await serve(app, config, shutdown_trigger=trio.sleep_forever, task_status=task_status)
+    try:
+        await serve(app, config, shutdown_trigger=trio.sleep_forever, task_status=task_status)
+    except* OSError as group:
+        reason = _first(group).strerror
+        raise UserError(f"--health {config.bind[0]}: cannot listen there: {reason}") from group
+
+
+def _first(group: BaseExceptionGroup[OSError]) -> OSError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
 async def _follow(

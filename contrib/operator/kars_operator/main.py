@@ -20,6 +20,7 @@ import trio
 from kars_operator._version import __version__
 from kars_operator.settings import Placement, Settings
 from kars_router.cli.errors import Boundary
+from kars_router.config.addresses import parse_listen
 from kars_router.config.frozenmap import FrozenMap
 from kars_router.egress import DEFAULT_DOMAIN, Dns
 from kars_router.egress.names import is_domain, is_namespace
@@ -88,6 +89,15 @@ def _networks(_: click.Context, __: click.Parameter, values: tuple[str, ...]) ->
         except ValueError as error:
             raise click.BadParameter(f"{error}; give a block such as 169.254.20.10/32") from error
     return values
+
+
+def _address(_: click.Context, __: click.Parameter, value: str) -> str:
+    try:
+        if value and parse_listen(value).path:
+            raise click.BadParameter("it must be HOST:PORT; a probe reaches no socket file")
+    except ValueError as error:
+        raise click.BadParameter(f"it {error}") from error
+    return value
 
 
 def _pairs(_: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -229,6 +239,7 @@ def operator() -> None:
     metavar="HOST:PORT",
     default="0.0.0.0:8080",
     show_default=True,
+    callback=_address,
     help="Where /healthz, /readyz and /metrics are; empty for nowhere.",
 )
 @click.option(

@@ -177,6 +177,33 @@ async def test_what_somebody_took_away_or_changed_comes_back(autojump_clock: Moc
         assert ports(cluster) == [8931]
 
 
+async def test_what_is_no_longer_wanted_goes(autojump_clock: MockClock) -> None:
+    cluster = new_cluster()
+    cluster.put(sandbox_manifest())
+    stale = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": "box-of-an-older-release",
+            "namespace": "team",
+            "labels": names.labels("box", "team"),
+        },
+    }
+    other = {**stale, "metadata": {"name": "not-ours", "namespace": "team"}}
+    cluster.put(stale)
+    cluster.put(other)
+    async with operator(cluster) as bench:
+        await bench.settle()
+        assert bench.find(kinds.CONFIG_MAPS, "box-of-an-older-release") is None
+        assert bench.find(kinds.CONFIG_MAPS, "not-ours") is not None
+        # A pod without an image cannot be.
+        cluster.put(sandbox_manifest(agent={}))
+        await bench.settle()
+        assert bench.find(kinds.DEPLOYMENTS) is None
+        assert bench.find(kinds.NETWORK_POLICIES) is not None
+        assert bench.condition("RouterEnforcing") == ("False", "NoAgentImage")
+
+
 async def test_another_ones_object_is_not_taken_over(autojump_clock: MockClock) -> None:
     cluster = new_cluster()
     theirs = {
