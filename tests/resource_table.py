@@ -66,7 +66,7 @@ VALID: Final[dict[str, Manifest]] = {
         oauth={
             "issuer": "https://login.example.com/tenant/v2.0",
             "audience": "api://tools",
-            "resource": HTTPS,
+            "resource": "api://tools",
             "pkce": "S256",
         },
         scopes=["read:repo"],

@@ -11,7 +11,7 @@ from typing import Final
 
 from attrs import frozen
 
-from kars_router.config.marks import Duration, EnvName, HttpUrl, Name, Network, Scope
+from kars_router.config.marks import Duration, EnvName, HttpUrl, Name, Network, Scope, Uri
 
 JWT_TYPE: Final = "urn:ietf:params:oauth:token-type:jwt"
 
@@ -70,7 +70,7 @@ class OAuth:
     client_secret_from_file: Path | None = None
     client_auth: ClientAuth = ClientAuth.BASIC
     scopes: tuple[Scope, ...] = ()
-    resource: HttpUrl | None = None
+    resource: Uri | None = None
     audience: str | None = None
     subject_token_from_env: EnvName | None = None
     subject_token_from_file: Path | None = None

@@ -102,6 +102,7 @@ _MARKS: Final[Mapping[Any, Schema]] = {
     marks.GlobOrAny: _text(f"({patterns.GLOB})?", most=256),
     marks.Url: _text(patterns.url("[hH][tT][tT][pP][sS]?|[wW][sS][sS]?"), most=8192),
     marks.HttpUrl: _text(patterns.url("[hH][tT][tT][pP][sS]?"), most=8192),
+    marks.Uri: _text(patterns.URI, most=8192),
     marks.HeaderValue: _text(patterns.HEADER_VALUE, most=8192),
     marks.Network: _text(patterns.NETWORK, most=49),
     marks.Scope: _text(patterns.SCOPE, most=256),

@@ -19,6 +19,7 @@ VARIABLE: Final = "[A-Za-z_.-][A-Za-z0-9_.-]{0,254}"
 IMAGE: Final = "[!-~]+"
 QUANTITY: Final = "[0-9]{1,15}([.][0-9]{1,9})?(m|u|n|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?"
 SCOPE: Final = r"[!#-\[\]-~]{1,256}"
+URI: Final = '[A-Za-z][A-Za-z0-9+.-]*:[!"$-~]+'
 POINTER: Final = "(/([^/~]|~[01])*)+"
 HEADER_NAME: Final = "[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}"
 HEADER_VALUE: Final = "[!-~]([ \t!-~]*[!-~])?"

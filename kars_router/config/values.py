@@ -29,6 +29,7 @@ DEEPEST_OPTION = 32
 LONGEST_SENTENCE = 4096
 _POINTER = re.compile(rf"{patterns.POINTER}\Z")
 _SCOPE = re.compile(rf"{patterns.SCOPE}\Z")  # RFC 6749 section 3.3
+_URI = re.compile(rf"(?=.{{1,8192}}\Z){patterns.URI}\Z")  # RFC 8707 section 2
 ENV_NAME = re.compile(rf"{patterns.ENV_NAME}\Z")
 _NAME = re.compile(rf"{patterns.NAME}\Z")
 # RFC 1123, as Kubernetes has it.
@@ -262,8 +263,10 @@ def _checked(check: Callable[[str], str | None], read: Callable[[object], str] =
     return hook
 
 
-def _matching(pattern: re.Pattern[str], complaint: str) -> Hook:
-    return _checked(lambda text: None if pattern.match(text) else complaint)
+def _matching(
+    pattern: re.Pattern[str], complaint: str, read: Callable[[object], str] = _string
+) -> Hook:
+    return _checked(lambda text: None if pattern.match(text) else complaint, read)
 
 
 # Classes first, then the marks of the schema.
@@ -290,6 +293,7 @@ MARK_HOOKS: tuple[tuple[Any, Hook], ...] = (
     (marks.GlobOrAny, _glob_or_any),
     (marks.Url, _parsed(addresses.parse_url, _hidden_string)),
     (marks.HttpUrl, _http_url),
+    (marks.Uri, _matching(_URI, "must be an absolute URI without a fragment", _hidden_string)),
     (marks.EnvName, _env_name),
     (marks.HeaderName, _checked(headers.check_header_name)),
     (marks.HeaderValue, _checked(headers.check_header_value, _hidden_string)),
@@ -332,9 +336,16 @@ MARK_PLAIN: tuple[tuple[Any, Callable[[Any], object]], ...] = (
     (marks.Size, units.format_size),
     (marks.Url, addresses.hide_query),
     (marks.HttpUrl, addresses.hide_query),
+    (marks.Uri, addresses.hide_query),
     (marks.HeaderValue, lambda _: HIDDEN),
     (marks.Secret, lambda _: HIDDEN),
     (marks.Json, _thaw),
 )
 # Whose plain form is for eyes that should see no secret.
-HIDDEN_MARKS: tuple[Any, ...] = (marks.Url, marks.HttpUrl, marks.HeaderValue, marks.Secret)
+HIDDEN_MARKS: tuple[Any, ...] = (
+    marks.Url,
+    marks.HttpUrl,
+    marks.Uri,
+    marks.HeaderValue,
+    marks.Secret,
+)

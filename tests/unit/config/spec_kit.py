@@ -48,6 +48,10 @@ VALUES: Final[dict[Any, tuple[list[Any], list[Any]]]] = {
         ["http://a", "https://a.b:1/c?d", "http://localhost:1", "http://127.0.0.1", "http://[::1]"],
         ["", "ws://a", "http://a:99999", "https://a\\b"],
     ),
+    marks.Uri: (
+        ["api://a", "urn:mcp", "https://a/?b"],
+        ["", "a", "/a", "https://a/#b", "a b:c", "x:\u00e9"],
+    ),
     marks.HeaderValue: (["a", "a b\tc"], ["", " a", "a\n", "\u00e9", "x" * 8193]),
     marks.Network: (["10.0.0.0/8", "fd00::/8", "10.0.0.1"], ["", "a.example", "10.0.0.0/8 "]),
     marks.Scope: (["a", "read:all", "https://a/.default"], ["", "a b", 'a"b', "\u00e9"]),

@@ -226,7 +226,7 @@ def test_grants_that_have_what_they_need(oauth: dict[str, object]) -> None:
         ({**SECRET, "scopes": ["ü"]}, ["oauth.scopes[0]: must be a scope: printable ASCII without spaces and quotes"]),
         ({**SECRET, "issuer": "wss://h/"}, ["oauth.issuer: must start with http:// or https://"]),
         ({**SECRET, "issuer": "https://a:b@h/"}, ["oauth.issuer: must not hold a user or a password; name the token with bearerFromEnv instead"]),
-        ({**SECRET, "resource": "urn:x"}, ["oauth.resource: must start with http:// or https://"]),
+        ({**SECRET, "resource": "x"}, ["oauth.resource: must be an absolute URI without a fragment"]),
         ({**SECRET, "clientSecretFromEnv": "5551234"}, ["oauth.clientSecretFromEnv: must be the name of an environment variable, never the token itself"]),
         ({**SECRET, "isuer": "x"}, ["oauth.isuer: is not a known key (did you mean 'issuer'?)"]),
     ],
