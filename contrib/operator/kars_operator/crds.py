@@ -169,11 +169,12 @@ def _column(column: _Column) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Writes the files to the directory that is named."""
-    if len(arguments) != 1:
-        sys.stderr.write("usage: python -m kars_operator.crds DIRECTORY\n")
+    """Writes the files to each directory that is named."""
+    if not arguments:
+        sys.stderr.write("usage: python -m kars_operator.crds DIRECTORY...\n")
         return 2
-    write(Path(arguments[0]))
+    for each in arguments:
+        write(Path(each))
     return 0
 
 

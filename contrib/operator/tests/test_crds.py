@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from kars_operator import crds
 
-FILES = Path(__file__).parent.parent / "manifests" / "crds"
+ROOT = Path(__file__).parent.parent
+PLACES = [path for path in (ROOT / "manifests" / "crds", ROOT / "chart" / "crds") if path.is_dir()]
 MANIFESTS = crds.crd_manifests()
 KINDS = [manifest["spec"]["names"]["kind"] for manifest in MANIFESTS]
 
@@ -23,19 +24,21 @@ def test_there_is_one_for_each_kind() -> None:
     assert KINDS == ["McpServer", "KarsSandbox", "ToolPolicy"]
 
 
-def test_the_files_hold_what_is_made() -> None:
-    held = {path.name: path.read_text(encoding="utf-8") for path in FILES.iterdir()}
+@pytest.mark.parametrize("place", PLACES, ids=lambda path: path.parent.name)
+def test_the_files_hold_what_is_made(place: Path) -> None:
+    held = {path.name: path.read_text(encoding="utf-8") for path in place.iterdir()}
     made = {crds.file_name(each): crds.written(each) for each in MANIFESTS}
-    assert held == made, f"run python -m kars_operator.crds {FILES}"
+    assert held == made, f"run python -m kars_operator.crds {place}"
 
 
 def test_writing_is_repeatable(tmp_path: Path) -> None:
-    assert crds.main([str(tmp_path / "deep" / "crds")]) == 0
-    first = [path.read_bytes() for path in sorted((tmp_path / "deep" / "crds").iterdir())]
-    assert crds.main([str(tmp_path / "deep" / "crds")]) == 0
-    second = [path.read_bytes() for path in sorted((tmp_path / "deep" / "crds").iterdir())]
-    assert len(first) == 3
-    assert first == second
+    places = [tmp_path / "one" / "deep", tmp_path / "two"]
+    assert crds.main([str(each) for each in places]) == 0
+    one, two = ([path.read_bytes() for path in sorted(each.iterdir())] for each in places)
+    assert len(one) == 3
+    assert one == two
+    assert crds.main([str(places[0])]) == 0
+    assert [path.read_bytes() for path in sorted(places[0].iterdir())] == one
 
 
 def test_a_directory_has_to_be_named(capsys: pytest.CaptureFixture[str]) -> None:
