@@ -9,31 +9,36 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import trio
-from attrs import evolve, frozen
+from attrs import evolve
 from kars_operator import names
 from kars_operator.settings import Placement
-from peers import REPOSITORY
-from ruamel.yaml import YAML
 
 from cluster.harness import Cluster
-from cluster.operator_kit import Api, Node, new_settings, operator, sandbox, server
+from cluster.operator_kit import Api, new_settings, operator, sandbox
+from cluster.rights_kit import (
+    ACCOUNT,
+    HOME,
+    MANIFESTS,
+    SANDBOXES,
+    Right,
+    Scene,
+    all_gone,
+    granted,
+    manifests,
+    used,
+    was_refused,
+    whole_path,
+)
 from kars_router.kube import ApiError, Kube, open_kube
 from kars_router.kube import resources as kinds
 
-MANIFESTS: Final = REPOSITORY / "contrib" / "operator" / "manifests"
-HOME: Final = "kars-system"
-ACCOUNT: Final = "kars-operator"
 FOREIGN: Final = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "foreign"}}
-SANDBOXES: Final = kinds.KARS_SANDBOXES
-
-# A right: verb, group, resource (with its subresource) and, if it is for one object only, its name.
-Right = tuple[str, str, str, str]
 
 # What is granted, and yet not among the requests:
 NOT_SEEN: Final[frozenset[Right]] = frozenset(
@@ -46,51 +51,6 @@ NOT_SEEN: Final[frozenset[Right]] = frozenset(
         ("patch", "events.k8s.io", "events", ""),
     }
 )
-
-
-def documents(name: str) -> list[dict[str, Any]]:
-    """The objects in a file of the manifests."""
-    text = (MANIFESTS / name).read_text(encoding="utf-8")
-    return list(YAML(typ="safe", pure=True).load_all(text))
-
-
-def granted(*files: str) -> set[Right]:
-    """All that the roles in some files grant."""
-    roles = [
-        each
-        for name in files
-        for each in documents(name)
-        if each["kind"] in {"ClusterRole", "Role"}
-    ]
-    return {
-        (verb, group, resource, name)
-        for role in roles
-        for rule in role["rules"]
-        for verb in rule["verbs"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-        for name in rule.get("resourceNames", [""])
-    }
-
-
-def used(events: Iterable[Mapping[str, Any]]) -> set[Right]:
-    """The rights that requests have made use of."""
-    found: set[Right] = set()
-    for event in events:
-        about = event.get("objectRef")
-        if about is None:  # such as which version the server is, which everybody may ask
-            continue
-        resource = "/".join(filter(None, (about["resource"], about.get("subresource"))))
-        of_one = resource == "leases" and event["verb"] != "create"
-        right = about.get("apiGroup", ""), resource, about.get("name", "") if of_one else ""
-        found.add((event["verb"], *right))
-        if event["verb"] == "patch" and event["responseStatus"]["code"] == 201:
-            found.add(("create", *right))  # what is applied and was not there is made
-    return found
-
-
-def was_refused(event: Mapping[str, Any]) -> bool:
-    return event.get("responseStatus", {}).get("code") in {401, 403}
 
 
 @pytest.fixture(scope="module")
@@ -117,59 +77,6 @@ def account(installed: Cluster) -> Path:
     return installed.directory / f"{HOME}-{ACCOUNT}.kubeconfig"
 
 
-@frozen
-class Scene:
-    """One sandbox under the eyes of an operator that is the account.
-
-    Attributes:
-        declared: where its resources are.
-        made: where its objects are.
-        name: of the sandbox.
-    """
-
-    declared: Api
-    made: Api
-    name: str
-
-
-async def whole_path(scene: Scene, directory: Path) -> None:
-    """Declared, enforced by a real router, told, and changed."""
-    declared, made, name = scene.declared, scene.made, scene.name
-    tools = server("tools", "http://tools.mcp.svc:8931/mcp")
-    policy = {
-        "apiVersion": "kars.azure.com/v1alpha1",
-        "kind": "ToolPolicy",
-        "metadata": {"name": "rules"},
-        "spec": {"appliesTo": {"sandboxMatchLabels": {"team": "a"}}, "default": "allow"},
-    }
-    async with trio.open_nursery() as node:
-        await declared.apply(tools, policy, sandbox(name, "tools"))
-        await node.start(Node(made, directory).run, name)
-        await declared.condition(SANDBOXES, name, "Ready", "True")
-        await declared.condition(kinds.MCP_SERVERS, "tools", "Ready", "True")
-        await declared.condition(kinds.TOOL_POLICIES, "rules", "Ready", "True")
-        await has_events(declared, name)
-        await declared.apply(server("tools", "http://tools.mcp.svc:9000/mcp"))
-        await made.until(kinds.NETWORK_POLICIES, name, lambda found: "9000" in str(found))
-        node.cancel_scope.cancel()
-
-
-async def all_gone(scene: Scene) -> None:
-    for kind in (kinds.DEPLOYMENTS, kinds.NETWORK_POLICIES, kinds.SERVICE_ACCOUNTS):
-        await scene.made.until(kind, scene.name, lambda found: found is None)
-    config_map = names.config_map(scene.name)
-    await scene.made.until(kinds.CONFIG_MAPS, config_map, lambda found: found is None)
-
-
-async def has_events(api: Api, name: str) -> None:
-    with trio.fail_after(30):
-        while True:
-            found = (await api.kube.list(kinds.EVENTS, api.namespace)).items
-            if any(each["regarding"]["name"] == name for each in found):
-                return
-            await trio.sleep(0.05)
-
-
 async def test_the_account_may_do_all_that_the_operator_does_and_no_more(
     installed: Cluster, account: Path, kube: Kube, namespace: str, tmp_path: Path
 ) -> None:
@@ -193,7 +100,8 @@ async def test_the_account_may_do_all_that_the_operator_does_and_no_more(
         assert await there.get(kinds.NAMESPACES, "kars-here") is None
     events = installed.requests_of(HOME, ACCOUNT)
     assert [each for each in events if was_refused(each)] == []
-    rights = granted("operator/10-rbac.yaml", "options/own-namespaces.yaml")
+    roles = [*manifests("operator/10-rbac.yaml"), *manifests("options/own-namespaces.yaml")]
+    rights = granted(roles)
     assert used(events) - rights == set()
     assert rights - used(events) - NOT_SEEN == set()
 

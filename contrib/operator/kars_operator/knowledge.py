@@ -40,6 +40,8 @@ OWNED: Final = (
     kinds.CILIUM_NETWORK_POLICIES,
     kinds.DEPLOYMENTS,
 )
+# Kinds that people make; with one namespace to look at, those of others are none of its business.
+_DECLARED: Final = (kinds.KARS_SANDBOXES, kinds.MCP_SERVERS, kinds.TOOL_POLICIES)
 _KEPT_OF_METADATA: Final = (
     "name",
     "namespace",
@@ -205,8 +207,8 @@ class Knowledge:
         )
 
     def _anywhere(self, kind: Kind) -> bool:
-        # Servers that a sandbox reaches, and the namespaces of sandboxes, may be elsewhere.
-        return kind is kinds.SERVICES or self.own_namespaces
+        # Servers that a sandbox reaches may be elsewhere, and so may what is made for it.
+        return kind is kinds.SERVICES or (self.own_namespaces and kind not in _DECLARED)
 
     def _structured(self, kind: Kind, namespace: str, name: str) -> Resource | Unusable | None:
         manifest = self.store(kind).get(namespace, name)
