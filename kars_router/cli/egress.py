@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from kars_router.cli import egress_render, egress_verify
+from kars_router.cli import egress_probe, egress_render, egress_verify
 from kars_router.cli.egress_options import check_namespace, domain_option
 from kars_router.cli.errors import FOUND
 from kars_router.cli.output import Output, emit, output_option, table
@@ -23,6 +23,7 @@ def command() -> None:
 
 command.add_command(egress_render.command)
 command.add_command(egress_verify.command)
+command.add_command(egress_probe.command)
 
 
 @command.command("explain")
