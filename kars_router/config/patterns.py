@@ -17,7 +17,10 @@ NAME: Final = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 ENV_NAME: Final = "[A-Za-z_][A-Za-z0-9_]{0,254}"
 VARIABLE: Final = "[A-Za-z_.-][A-Za-z0-9_.-]{0,254}"
 IMAGE: Final = "[!-~]+"
-QUANTITY: Final = "[0-9]{1,15}([.][0-9]{1,9})?(m|u|n|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?"
+QUANTITY: Final = (
+    "([0-9]{1,15}([.][0-9]{0,9})?|[.][0-9]{1,9})"
+    "(m|u|n|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][+-]?[0-9]{1,2})?"
+)
 SCOPE: Final = r"[!#-\[\]-~]{1,256}"
 URI: Final = '[A-Za-z][A-Za-z0-9+.-]*:[!"$-~]+'
 POINTER: Final = "(/([^/~]|~[01])*)+"

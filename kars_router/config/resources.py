@@ -6,10 +6,11 @@ the specs hold. Reads plain data, as an API server or a file gives it; knows nei
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from kars_router.config.converter import structure_section
 from kars_router.config.frozenmap import FrozenMap
@@ -54,6 +55,8 @@ __all__ = [
 GROUP: Final = "kars.azure.com"
 VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
+# Of a name that may be wrong, what can stand in a sentence.
+_SHOWN: Final = re.compile(r"[!-~]{1,253}\Z")
 _NOTHING: FrozenMap[Any, Any] = FrozenMap()
 
 
@@ -171,10 +174,11 @@ def _source(manifest: Mapping[str, Any]) -> str:
     """The resource in words, such as `McpServer tools/playwright`, as far as it says."""
     metadata = manifest.get("metadata")
     kind = manifest.get("kind")
-    parts = [kind if isinstance(kind, str) else "manifest"]
+    parts = [kind if isinstance(kind, str) and kind in SPECS else "manifest"]
     if isinstance(metadata, Mapping):
         named = [metadata.get(key) for key in ("namespace", "name")]
-        parts.append("/".join(each for each in named if isinstance(each, str) and each))
+        shown = [each for each in named if isinstance(each, str) and _SHOWN.match(each)]
+        parts.append("/".join(shown))
     return " ".join(part for part in parts if part)
 
 
@@ -199,11 +203,14 @@ def _meta(raw: object, kind: str) -> Meta:
         problems.append(Problem(("labels",), "must be a mapping of strings to strings"))
     if problems:
         raise InvalidError(problems)
-    meta = Meta(name=str(name), namespace=namespace or "", labels=FrozenMap(labels))
-    return evolve(
-        meta,
+    # The rest is the API server's own; in a file it counts for nothing.
+    generation, finalizers = raw.get("generation"), raw.get("finalizers")
+    return Meta(
+        name=str(name),
+        namespace=namespace or "",
         uid=str(raw.get("uid") or ""),
-        generation=int(raw.get("generation") or 0),
+        generation=generation if isinstance(generation, int) else 0,
+        labels=FrozenMap(labels),
         deleting=raw.get("deletionTimestamp") is not None,
-        finalizers=tuple(str(each) for each in raw.get("finalizers") or ()),
+        finalizers=tuple(map(str, finalizers)) if isinstance(finalizers, list) else (),
     )

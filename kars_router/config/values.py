@@ -38,7 +38,7 @@ OBJECT_NAME = re.compile(rf"(?=.{{1,253}}\Z){patterns.OBJECT_NAME}\Z")
 _LABEL_OR_ANY = re.compile(rf"(?:[*]|{patterns.LABEL})\Z")
 _IMAGE = re.compile(rf"(?=.{{1,1024}}\Z){patterns.IMAGE}\Z")
 _VARIABLE = re.compile(rf"{patterns.VARIABLE}\Z")
-_QUANTITY = re.compile(rf"{patterns.QUANTITY}\Z")
+_QUANTITY = re.compile(rf"(?:{patterns.QUANTITY})\Z")
 
 
 def string_pairs(raw: object, problems: list[Problem]) -> Iterable[tuple[str, object]]:

@@ -27,7 +27,7 @@ from kars_router.config.toolpolicyspec import (
 VALUES: Final[dict[Any, tuple[list[Any], list[Any]]]] = {
     marks.Duration: (["5s", "1h30m", "2.5s", 5, "300ms"], ["0s", "", "5", "1s1h", -1, 0, True]),
     marks.Size: (["64KiB", "1.5 MB", 1024], ["64K", "", 1023, -1, True, [1]]),
-    marks.Quantity: (["500m", "1.5", "1Gi", 2], ["", "1 Gi", "-1", -1, "1e3"]),
+    marks.Quantity: (["500m", "1.5", ".5", "1Gi", "1e3", 2], ["", ".", "1 Gi", "-1", -1, "e3"]),
     marks.Count: ([1, 1_000_000], [0, 1_000_001, "1", True]),
     marks.Priority: ([-1_000_000, 0, 7], [1_000_001, "0"]),
     marks.Name: (["a", "A_b.c-d", "9"], ["", "-a", "a b", 1, "x" * 129]),

@@ -9,15 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kars_router.config import auth, schema, toolpolicy
+from kars_router.config import auth, mcpserver, sandbox, schema, toolpolicy, toolpolicyspec
 from kars_router.config.load import build, load
 from kars_router.config.marks import key_of
 from kars_router.config.problems import InvalidConfigError
+from kars_router.config.resources import API_VERSION, SPECS, structure_resource
 from kars_router.errors import ConfigError
 
 
 def keys() -> Iterator[str]:
-    for module in (schema, auth, toolpolicy):
+    yield from ("name", "namespace", "labels", "generation", "finalizers")
+    for module in (schema, auth, toolpolicy, mcpserver, sandbox, toolpolicyspec):
         for section in vars(module).values():
             if attrs.has(section) and section.__module__ == module.__name__:
                 yield from (key_of(each.name) for each in attrs.fields(section))
@@ -73,6 +75,21 @@ def test_any_data(raw: object, upstreams: list[str], overrides: dict[str, object
     elif config is not None:
         assert config.servers
         assert hash(config) == hash(attrs.evolve(config))
+
+
+@given(kind=st.sampled_from(list(SPECS)), metadata=SHAPED | ANYTHING, spec=SHAPED | ANYTHING)
+def test_any_resource(kind: str, metadata: object, spec: object) -> None:
+    manifest = {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": spec}
+    refusal: InvalidConfigError | None = None
+    try:
+        resource = structure_resource(manifest)
+    except InvalidConfigError as error:
+        refusal = error
+    else:
+        assert hash(resource) == hash(structure_resource(manifest))
+    if refusal is not None:
+        assert refusal.problems
+        assert all(line.isprintable() for line in (*refusal.problems, refusal.source))
 
 
 @given(data=BYTES)
