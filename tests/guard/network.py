@@ -79,7 +79,8 @@ def guard(*options: str) -> list[str]:
     kept = "-all,+net_admin,+dac_read_search"
     return [
         *("setpriv", f"--bounding-set={kept}", f"--inh-caps={kept}", "--no-new-privs"),
-        *(sys.executable, "-m", "kars_router", "guard", *options),
+        # The one that is installed, and not what may be in the working directory.
+        *(sys.executable, "-P", "-m", "kars_router", "guard", *options),
     ]
 
 

@@ -78,7 +78,7 @@ def test_a_transaction_that_fails_leaves_nothing(network: Network, tmp_path: Pat
 
 def test_without_the_capability(network: Network) -> None:
     argv = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]
-    argv += [sys.executable, "-m", "kars_router", "guard"]
+    argv += [sys.executable, "-P", "-m", "kars_router", "guard"]
     for more in ([], ["--check"]):
         failed = network.pod.run(*argv, *more, status=3)
         assert "NET_ADMIN" in failed.stderr

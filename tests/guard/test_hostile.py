@@ -64,9 +64,9 @@ def attack(network: Network, name: str, **more: Any) -> Any:
 
 @pytest.fixture
 def permissive(network: Network) -> Network:
-    """A pod whose settings admit whatever settings can, and in which the router's port answers."""
+    """A pod whose settings admit whatever settings can, and in which the router listens."""
     network.pod.set(**PERMITTED)
-    network.serve(network.pod, ROUTER, str(ADMIN_PORT), "")
+    network.serve(network.pod, ROUTER, f"{ADMIN_PORT},9191", "")
     return network
 
 

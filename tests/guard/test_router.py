@@ -60,7 +60,7 @@ def pod(network: Network, tmp_path: Path) -> Iterator[Pod]:
     network.guard()
     state = own_directory(tmp_path, "state", ROUTER)
     argv = [
-        *(sys.executable, "-m", "kars_router", "run"),
+        *(sys.executable, "-P", "-m", "kars_router", "run"),
         *("--upstream", f"four={DIRECT[0]}", "--upstream", f"six={DIRECT[1]}"),
         *("--listen", f"127.0.0.1:{ROUTER_PORT}", "--admin", f"0.0.0.0:{ADMIN_PORT}"),
     ]

@@ -213,7 +213,7 @@ def other_protocols() -> object:
 def spoofed(to: str, port: int, protocol: int = 0) -> str:
     kind = socket.SOCK_STREAM if protocol in (socket.IPPROTO_TCP, IPPROTO_MPTCP) else None
     with socket.socket(socket.AF_INET6, kind or socket.SOCK_DGRAM, protocol) as sock:
-        sock.settimeout(1)
+        sock.settimeout(0.3)
         sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
         sock.bind((place["elsewhere6"], 443))
         return said(sock.connect, (to, port)) + " " + said(sock.send, SECRET)
@@ -224,7 +224,12 @@ def answers_to_a_made_up_source() -> object:
     """The kernel or the router would answer somebody outside, and repeat what it was sent."""
     inside = (place["pod6"], "::1")
     closed = [spoofed(to, 7999) for to in inside]
-    router = [spoofed(to, 9090, protocol) for to in inside for protocol in (6, IPPROTO_MPTCP)]
+    router = [
+        spoofed(to, port, protocol)
+        for to in inside
+        for port in (9090, 9191)
+        for protocol in (socket.IPPROTO_TCP, IPPROTO_MPTCP)
+    ]
     return closed + router + [spoofed(place["world6"], 7001)]
 
 

@@ -43,7 +43,7 @@ def test_the_rules_of_a_pod() -> None:
         'oif "lo" goto loopback',
         "tcp flags syn goto refuse",
         "meta l4proto tcp accept",
-        "goto refuse",
+        "drop",
     ]
     assert chain(guard, "guarded") == [
         "fib saddr type != local counter drop",
