@@ -29,6 +29,7 @@ COMMANDS = {
     "policy": "Explain what policies decide about a call.",
     "tools": "Pin the definitions of tools, and show what changed.",
     "audit": "Check and show the record of calls.",
+    "mcp": "Look after the McpServer resources of a cluster.",
     "egress": "Explain what egress a server needs.",
     "update": "Look for a newer release and install it.",
     "guard": "Leave the router as the agent's only way out of the pod.",

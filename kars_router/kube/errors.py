@@ -151,5 +151,6 @@ def _number(value: object) -> int:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         return ""
-    text = " ".join(value.split())
+    # It may be shown on a terminal.
+    text = " ".join("".join(each if each.isprintable() else " " for each in value).split())
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
