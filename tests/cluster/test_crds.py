@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import resource_table as table
+from resource_mistakes import INVALID
 
 from cluster.harness import Cluster
 from kars_router.kube import ApiError, Kube
@@ -39,9 +40,9 @@ async def test_taken(kube: Kube, name: str) -> None:
     assert await dry_run(kube, table.VALID[name]) == []
 
 
-@pytest.mark.parametrize("name", table.INVALID)
+@pytest.mark.parametrize("name", INVALID)
 async def test_refused(kube: Kube, name: str) -> None:
-    manifest, _, said = table.INVALID[name]
+    manifest, _, said = INVALID[name]
     assert said in "\n".join(await dry_run(kube, manifest))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import resource_table as table
 from crd_kit import Schema, children, judge
+from resource_mistakes import INVALID
 
 from kars_router.config.openapi import resource_schema
 from kars_router.config.problems import InvalidConfigError
@@ -26,16 +27,16 @@ def test_both_accept(name: str) -> None:
     assert judge(table.VALID[name]) == []
 
 
-@pytest.mark.parametrize("name", table.INVALID)
+@pytest.mark.parametrize("name", INVALID)
 def test_both_refuse(name: str) -> None:
-    manifest, path, _ = table.INVALID[name]
+    manifest, path, _ = INVALID[name]
     assert path in refused(manifest)
     assert judge(manifest) != []
 
 
-@pytest.mark.parametrize("name", table.INVALID)
+@pytest.mark.parametrize("name", INVALID)
 def test_rules_say_what_is_wrong(name: str) -> None:
-    manifest, _, said = table.INVALID[name]
+    manifest, _, said = INVALID[name]
     if not said.startswith("spec"):
         assert said in "\n".join(judge(manifest))
 
@@ -62,7 +63,7 @@ def test_the_reader_refuses_what_an_api_server_drops(name: str) -> None:
 
 @pytest.mark.parametrize("kind", SPECS)
 def test_every_rule_is_broken_by_something_in_the_table(kind: str) -> None:
-    manifests = [manifest for manifest, *_ in table.INVALID.values() if manifest["kind"] == kind]
+    manifests = [manifest for manifest, *_ in INVALID.values() if manifest["kind"] == kind]
     said = {problem for manifest in manifests for problem in judge(manifest)}
     schema = resource_schema(kind)
     assert len(messages(schema)) >= 2
