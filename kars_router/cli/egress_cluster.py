@@ -10,6 +10,7 @@ from typing import Final
 
 from attrs import frozen
 
+from kars_router.cli.cluster import insist_on
 from kars_router.cli.egress_declared import Declared, Operator
 from kars_router.cli.egress_reading import Key, Manifest, Reading
 from kars_router.config.resources import KarsSandboxResource, structure_resource
@@ -99,12 +100,8 @@ async def verify(kube: Kube, question: Question) -> list[Verdict]:
 
 
 async def _sandboxes(kube: Kube, question: Question) -> Sequence[Manifest]:
-    try:
-        listing = await kube.list(kinds.KARS_SANDBOXES, question.namespace)
-    except NotFoundError:
-        raise UndeterminedError(
-            "the cluster knows no KarsSandbox; install the operator's definitions"
-        ) from None
+    await insist_on(kube, kinds.KARS_SANDBOXES)
+    listing = await kube.list(kinds.KARS_SANDBOXES, question.namespace)
     found = {_key(each): each for each in listing.items}
     if question.names:
         assert question.namespace is not None

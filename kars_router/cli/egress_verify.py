@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kars_router.cli.cluster_options import cluster_options, connect
+from kars_router.cli.cluster import ask, cluster_options, connection_of
 from kars_router.cli.egress_options import check_namespace, operator_options
 from kars_router.cli.errors import FOUND, UNDETERMINED
 from kars_router.cli.output import Output, emit, output_option, table
 from kars_router.telemetry import configure_logging
 
 if TYPE_CHECKING:
-    from kars_router.cli.egress_cluster import Question, Verdict
-    from kars_router.kube import Connection
+    from kars_router.cli.egress_cluster import Verdict
 
 
 @click.command("verify")
@@ -47,7 +46,7 @@ def command(
     all_namespaces: bool,
     only_networkpolicies: bool,
     kubeconfig: Path | None,
-    kube_context: str | None,
+    cluster: str | None,
     output: Output,
     **told: Any,
 ) -> None:
@@ -66,23 +65,21 @@ def command(
       3  it could not be determined: the cluster does not answer, or there are policies of kinds
          that are not evaluated
     """  # noqa: D301 (the backspace keeps click from filling the lines)
-    import trio
-
-    from kars_router.cli.egress_cluster import Question, is_loose
+    from kars_router.cli.egress_cluster import Question, is_loose, verify
     from kars_router.cli.egress_declared import Operator
     from kars_router.plugins import Plugins
 
     if all_namespaces and (namespace or sandboxes):
         raise click.UsageError("--all-namespaces goes with neither --namespace nor names")
     configure_logging(level="error", style="console")
-    connection = connect(kubeconfig, kube_context, namespace)
+    connection = connection_of(kubeconfig, cluster, namespace)
     question = Question(
         names=sandboxes,
         namespace=None if all_namespaces else connection.namespace,
         operator=Operator.told(told),
         plugins=Plugins.load(),
     )
-    verdicts = trio.run(_ask, connection, question)
+    verdicts = ask(connection, lambda kube: verify(kube, question))
     emit(
         [_plain(each) for each in verdicts],
         output,
@@ -96,14 +93,6 @@ def command(
     unread = any(not each.namespace for each in verdicts)
     if unread or (any(each.unclear for each in verdicts) and not only_networkpolicies):
         context.exit(UNDETERMINED)
-
-
-async def _ask(connection: Connection, question: Question) -> list[Verdict]:
-    from kars_router.cli.egress_cluster import verify
-    from kars_router.kube import open_kube
-
-    async with open_kube(connection) as kube:
-        return await verify(kube, question)
 
 
 def _plain(verdict: Verdict) -> dict[str, Any]:

@@ -338,7 +338,7 @@ async def test_what_cannot_be_determined(verify: Verify, cluster: FakeCluster) -
     assert (status, "there is no KarsSandbox in kube-system" in err) == (3, True)
     cluster.served.discard(kinds.KARS_SANDBOXES)
     status, _, err = await verify()
-    assert (status, "knows no KarsSandbox" in err) == (3, True)
+    assert (status, "knows no KarsSandbox: install" in err) == (3, True)
 
 
 @pytest.mark.parametrize(
