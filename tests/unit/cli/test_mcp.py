@@ -21,8 +21,10 @@ from attrs import define, frozen
 from ruamel.yaml import YAML
 
 from kars_router.cli.main import main
+from kars_router.cli.mcp_cluster import delete_server, users_of
 from kars_router.cli.mcp_view import age, state
-from kars_router.kube.resources import MCP_SERVERS, Resource
+from kars_router.kube import ConflictError
+from kars_router.kube.resources import KARS_SANDBOXES, MCP_SERVERS, Resource
 from kars_router.testing import serve
 from kars_router.testing.kube import FakeCluster
 
@@ -484,6 +486,29 @@ async def test_on_a_terminal_it_asks(bench: Bench, answer: bytes, status: int) -
         " KarsSandbox default/s refer to it? [y/N]"
     )
     assert (bench.spec("web") is None) is (status == 0)
+
+
+async def test_whom_a_server_serves_need_not_be_known(bench: Bench) -> None:
+    bench.cluster.trouble(403, resource=KARS_SANDBOXES)
+    async with bench.cluster.open() as kube:
+        assert await users_of(kube, name="web", namespace="default") == []
+
+
+async def test_only_the_server_that_was_asked_about_is_deleted(bench: Bench) -> None:
+    shown = bench.put()
+    bench.cluster.remove(MCP_SERVERS, "web")
+    bench.put()
+    async with bench.cluster.open() as kube:
+        with pytest.raises(ConflictError):
+            await delete_server(kube, server=shown)
+    assert bench.spec("web") is not None
+
+
+async def test_a_conflict_without_causes_has_the_words_of_the_cluster(bench: Bench) -> None:
+    bench.cluster.trouble(409, verb="apply")
+    done = await bench.kars("apply", "web", "--url", "http://x", "--allowed-tool", "*")
+    assert done.status == 1
+    assert done.err.splitlines()[0].startswith("kars: injected Conflict for apply")
 
 
 # --- clusters that do not do well -----------------------------------------------------------------

@@ -173,6 +173,19 @@ async def test_a_program_that_fails_is_told(program: Program) -> None:
     assert await plugin.headers() == {"authorization": "Bearer secret"}
 
 
+async def test_the_time_of_day_decides_on_expiry(program: Program) -> None:
+    program.says(credential(token="t", expirationTimestamp="2020-01-01T00:00:00"))
+    plugin = ExecPlugin(
+        command=(sys.executable, str(program.script)),
+        environ=os.environ,
+        version=V1,
+        interactive="Never",
+    )
+    await plugin.headers()
+    await plugin.headers()
+    assert len(program.runs) == 2
+
+
 async def test_a_program_that_hangs_is_ended(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:

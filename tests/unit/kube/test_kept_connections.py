@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from http_kit import Peer, Upstream, ok, upstream
+from http_kit import Peer, Upstream, assert_clean, cancel_at, ok, upstream
 from trio.testing import MockClock
 
 from kars_router.kube import Connection, Kube, UnreachableError, open_kube
@@ -179,3 +179,31 @@ async def test_a_silent_watch_ends_in_the_end(autojump_clock: MockClock) -> None
                 await anext(events)
         assert trio.current_time() == pytest.approx(90)
         assert server.open_streams == 0
+
+
+async def test_wherever_a_request_is_cancelled_nothing_is_left(autojump_clock: MockClock) -> None:
+    async def handler(peer: Peer) -> None:
+        while request := await peer.request():
+            if b"watch=true" in request:
+                await peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+                await trio.sleep_forever()
+            await peer.send(ok(POD))
+
+    async def ask(kube: Kube) -> None:
+        await kube.get(PODS, "a")
+        with trio.move_on_after(1):
+            async with kube.watch(PODS, resource_version="1") as events:
+                await anext(events)
+        await kube.apply(MANIFEST, manager="m")
+
+    async with upstream(handler) as (server, transport):
+        cancelled = True
+        checkpoint = 0
+        while cancelled:
+            checkpoint += 1
+            async with open_kube(Connection(server=SERVER), transport=transport) as kube:
+                cancelled = await cancel_at(checkpoint, lambda kube=kube: ask(kube))  # type: ignore[misc]
+            assert_clean(transport)
+            await transport.renew()
+            assert server.open_streams == 0
+        assert checkpoint > 10
