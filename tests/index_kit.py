@@ -26,12 +26,21 @@ NO_PROXY: Final = {"no_proxy": "*", "NO_PROXY": "*"}
 
 @define
 class File:
-    """One file of a project; `content` is only needed where it is installed."""
+    """One file of a project; `content` is only needed where it is installed.
+
+    `announced` is the content that its digest on the page is of, if not this one.
+    """
 
     name: str
     content: bytes = b""
+    announced: bytes | None = None
     yanked: bool | str | None = None
     requires_python: str | None = None
+
+    @property
+    def digest(self) -> str:
+        announced = self.content if self.announced is None else self.announced
+        return hashlib.sha256(announced).hexdigest()
 
 
 @define
@@ -140,7 +149,7 @@ def _entry(file: File) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "filename": file.name,
         "url": f"/files/{file.name}",
-        "hashes": {"sha256": hashlib.sha256(file.content).hexdigest()},
+        "hashes": {"sha256": file.digest},
         "size": len(file.content),
         "upload-time": "2026-01-01T00:00:00Z",
     }
@@ -155,8 +164,7 @@ def _link(file: File) -> str:
     yanked = ' data-yanked=""' if file.yanked is not None else ""
     requires = (file.requires_python or "").replace(">", "&gt;").replace("<", "&lt;")
     python = f' data-requires-python="{requires}"' if requires else ""
-    digest = hashlib.sha256(file.content).hexdigest()
-    href = f"/files/{file.name}#sha256={digest}"
+    href = f"/files/{file.name}#sha256={file.digest}"
     return f'<a href="{href}"{yanked}{python}>{file.name}</a><br/>\n'
 
 

@@ -1,0 +1,1 @@
+"""`kars update` and its notice, with real installers and a real index on loopback."""
