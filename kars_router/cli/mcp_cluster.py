@@ -105,15 +105,17 @@ async def users_of(kube: Kube, *, name: str, namespace: str) -> list[str]:
 async def delete_server(kube: Kube, *, server: Manifest) -> str:
     """Deletes that very object; says what its end waits for."""
     metadata = server["metadata"]
-    name, namespace, uid = metadata["name"], metadata["namespace"], metadata["uid"]
+    name, namespace = str(metadata.get("name")), str(metadata.get("namespace"))
+    uid = metadata.get("uid")
     await kube.delete(MCP_SERVERS, name, namespace, uid=uid)
     try:
         left = await kube.get(MCP_SERVERS, name, namespace)
     except NotFoundError:
         return ""
-    if left["metadata"]["uid"] != uid:
+    if left["metadata"].get("uid") != uid:
         return ""
-    return ", ".join(left["metadata"].get("finalizers") or ["the cluster"])
+    waiting = left["metadata"].get("finalizers") or ["the cluster"]
+    return ", ".join(str(each) for each in waiting)
 
 
 def _references(sandbox: Mapping[str, Any]) -> set[tuple[str, str]]:

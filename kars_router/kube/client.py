@@ -18,7 +18,7 @@ from attrs import define, field
 
 from kars_router._version import __version__
 from kars_router.kube.connection import Connection
-from kars_router.kube.errors import NotFoundError
+from kars_router.kube.errors import AnswerError, NotFoundError
 from kars_router.kube.lists import Listing, collect
 from kars_router.kube.requests import APPLY, JSON, MERGE, Request, Requester
 from kars_router.kube.resources import Resource, name_of, resource_of
@@ -71,7 +71,7 @@ class Kube:
             name: its name.
             namespace: None for the connection's.
         """
-        return await self._requests.ask(
+        return await self._object(
             Request(
                 method="GET", path=resource.path(self._namespace(namespace), name), repeatable=True
             )
@@ -149,7 +149,7 @@ class Kube:
         """
         resource = await self.resource_of(manifest)
         namespace, _ = name_of(manifest)
-        return await self._requests.ask(
+        return await self._object(
             Request(
                 method="POST",
                 path=resource.path(self._namespace(namespace)),
@@ -169,7 +169,7 @@ class Kube:
             manager: the field manager; the client's name if empty.
         """
         path = await self._path(manifest, subresource)
-        return await self._requests.ask(
+        return await self._object(
             Request(method="PUT", path=path, query=_manager(manager), body=manifest)
         )
 
@@ -198,7 +198,7 @@ class Kube:
             query["dryRun"] = "All"
         if strict:
             query["fieldValidation"] = "Strict"
-        return await self._requests.ask(
+        return await self._object(
             Request(
                 method="PATCH",
                 path=await self._path(manifest, subresource),
@@ -229,7 +229,7 @@ class Kube:
             subresource: such as `status`.
             manager: the field manager; the client's name if empty.
         """
-        return await self._requests.ask(
+        return await self._object(
             Request(
                 method="PATCH",
                 path=resource.path(self._namespace(namespace), name, subresource),
@@ -311,6 +311,12 @@ class Kube:
             return []
         listed = found.get("resources")
         return [each for each in listed or () if isinstance(each, dict)]
+
+    async def _object(self, request: Request) -> Manifest:
+        found = await self._requests.ask(request)
+        if not isinstance(found.get("metadata"), dict):
+            raise AnswerError(f"{self.where} answers with something that is no object of its own")
+        return found
 
     def _namespace(self, namespace: str | None) -> str:
         return namespace or self.connection.namespace

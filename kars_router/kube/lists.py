@@ -99,4 +99,6 @@ async def _pages(
 
 
 def _are_objects(found: object) -> bool:
-    return isinstance(found, list) and all(isinstance(each, dict) for each in found)
+    return isinstance(found, list) and all(
+        isinstance(each, dict) and isinstance(each.get("metadata"), dict) for each in found
+    )

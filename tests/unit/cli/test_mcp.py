@@ -18,11 +18,13 @@ import httpx
 import pytest
 import trio
 from attrs import define, frozen
+from hypothesis import given
+from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from kars_router.cli.main import main
 from kars_router.cli.mcp_cluster import delete_server, users_of
-from kars_router.cli.mcp_view import age, state
+from kars_router.cli.mcp_view import age, listed, shown, state
 from kars_router.kube import ConflictError
 from kars_router.kube.resources import KARS_SANDBOXES, MCP_SERVERS, Resource
 from kars_router.testing import serve
@@ -541,6 +543,77 @@ async def test_a_cluster_that_cannot_be_asked_is_told(bench: Bench, words: list[
         assert said in done.err
         assert done.err.count("\n") == 1
         assert len(done.err) < 400
+
+
+@pytest.mark.parametrize("words", ALL)
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{}",
+        b'{"metadata": 3}',
+        b'{"metadata": {}, "items": [{"metadata": 3}]}',
+        b'{"metadata": {}, "items": [3]}',
+        b'{"metadata": {}, "items": [{"metadata": {"name": 3}, "spec": [], "status": 3}]}',
+        b'{"metadata": {"name": ["x"], "labels": 3}, "spec": {"url": {}, "allowedTools": 3}}',
+        b'{"metadata": {"finalizers": [3]}, "status": {"conditions": [{"type": "Ready"}]}}',
+        b'{"kind": "Status", "status": "Success"}',
+        b"[" * 100_000,
+        b"null",
+    ],
+)
+async def test_garbage_is_told_or_shown_but_breaks_nothing(
+    bench: Bench, words: list[str], body: bytes
+) -> None:
+    bench.cluster.trouble(200, body=(body, "application/json"), times=99)
+    done = await bench.kars(*words)
+    assert done.status in {0, 3}
+    assert "an error in kars itself" not in done.err
+    assert done.err.count("\n") <= 1
+
+
+@pytest.mark.parametrize("words", ALL)
+async def test_an_answer_that_is_too_large_is_told(
+    bench: Bench, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kars_router.kube.answers.LARGEST", 1 << 20)
+    huge = b'{"metadata": {}, "items": [' + b" " * (3 << 20) + b"]}"
+    bench.cluster.trouble(200, body=(huge, "application/json"), times=99)
+    done = await bench.kars(*words)
+    assert done.status == 3
+    assert done.err.endswith("answers with more than 1 MiB\n")
+    assert done.err.count("\n") == 1
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "url",
+                    "conditions",
+                    "type",
+                    "status",
+                    "reason",
+                    "oauth",
+                    "allowedTools",
+                    "Ready",
+                    "x",
+                ]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+)
+
+
+@given(spec=JSON, said=JSON, generation=JSON)
+def test_whatever_a_server_holds_can_be_shown(spec: Any, said: Any, generation: Any) -> None:
+    found = {"metadata": {"generation": generation}, "spec": spec, "status": said}
+    assert "NAME" in listed([found], NOW, namespaces=True)
+    assert "\x1b" not in shown(found, NOW).replace("\x1b[1m", "").replace("\x1b[0m", "")
 
 
 @pytest.mark.parametrize("words", ALL)

@@ -316,8 +316,18 @@ async def test_a_list_has_to_be_one(kube: Kube, cluster: FakeCluster) -> None:
         cluster.trouble(200, body=(body, "application/json"))
         with pytest.raises(AnswerError, match="no list"):
             await kube.list(PODS)
+    cluster.trouble(200, body=(b'{"metadata": {}, "items": [{"spec": 3}]}', "application/json"))
+    with pytest.raises(AnswerError, match="no list"):
+        await kube.list(PODS)
     cluster.trouble(200, body=(b'{"metadata": {}, "items": null}', "application/json"))
     assert (await kube.list(PODS)).items == []
+
+
+async def test_an_object_has_to_be_one(kube: Kube, cluster: FakeCluster) -> None:
+    for body in (b"{}", b'{"metadata": 3}'):
+        cluster.trouble(200, body=(body, "application/json"))
+        with pytest.raises(AnswerError, match="no object of its own"):
+            await kube.get(PODS, "a")
 
 
 async def test_a_server_that_turns_pages_forever_is_left(kube: Kube, cluster: FakeCluster) -> None:
