@@ -33,8 +33,7 @@ from kars_router.kube.errors import (
 from kars_router.kube.resources import Resource
 from kars_router.telemetry import log
 
-# So many watches that brought nothing, and what is known is listed anew: the version may be one
-# that the server never had (it was restored from a backup), or a proxy holds events back.
+# So many watches that the server refused or ended at once, and what is known is listed anew.
 _UNHEARD: Final = 3
 # A watch that was open for so long was worth opening, even if nothing has happened.
 _WORTHWHILE_SECONDS: Final = 5.0
@@ -59,9 +58,12 @@ class Pace:
     Attributes:
         watch: how long the server is asked to keep a watch open; up to twice that, so that not
             all watches end at once.
-        silence: a watch without an event or a bookmark for so long is taken for dead. API servers
-            send a bookmark every minute.
+        silence: a watch without an event or a bookmark for so long is not trusted, and a list
+            follows. API servers send a bookmark every minute, but to one that watches from a
+            version which they never had (they were restored from a backup) they send nothing.
         listing: for all pages of a list.
+        relist: the longest time between two lists. So long at most lives what a watch has missed
+            for reasons that nobody thought of.
         resync: all objects are offered again this often.
         absent: between tries while the resource is not served, or we may not read it.
         growth: of the delays between tries when something fails.
@@ -70,6 +72,7 @@ class Pace:
     watch: float = 300.0
     silence: float = 150.0
     listing: float = 120.0
+    relist: float = 3600.0
     resync: float = 600.0
     absent: float = 15.0
     growth: Growth = field(factory=lambda: Growth(0.2, 30.0))
@@ -147,7 +150,7 @@ class Reflector:
         self._opened = 0
         self._heard = 0  # events and bookmarks
         self._failed = 0  # lists and watches in a row
-        self._unheard = 0  # watches in a row that brought nothing
+        self._unheard = 0  # watches in a row that brought nothing; see _UNHEARD
 
     @property
     def synced(self) -> bool:
@@ -170,7 +173,8 @@ class Reflector:
         """Lists once and then watches, until another list is needed."""
         try:
             await self._relist()
-            while self._unheard < _UNHEARD:
+            until = trio.current_time() + self._pace.relist
+            while self._unheard < _UNHEARD and trio.current_time() < until:
                 await self._watch()
         except GoneError as error:
             # Expected after a long interruption, so the list is not kept waiting the first time.
@@ -222,7 +226,8 @@ class Reflector:
             failure = error
         heard = self._heard > before
         # A server that does not answer at all will remember the version when it does.
-        self._unheard += not heard and not isinstance(failure, UnreachableError)
+        down = isinstance(failure, UnreachableError) and not isinstance(failure, AnswerError)
+        self._unheard += not (heard or down)
         if failure is None and (heard or trio.current_time() - began >= _WORTHWHILE_SECONDS):
             self._failed = 0
             # An end is no failure, but all watches of a server that stops end at once.
@@ -248,7 +253,8 @@ class Reflector:
                     patience.deadline = trio.current_time() + self._pace.silence
         if patience.cancelled_caught:
             self.silences += 1
-            log().info("reflector_silence", **self._named, seconds=self._pace.silence)
+            self._unheard = _UNHEARD
+            log().debug("reflector_silence", **self._named, seconds=self._pace.silence)
 
     def _take(self, event: Event) -> None:
         self._hear()
