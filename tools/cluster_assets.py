@@ -130,7 +130,7 @@ def obtain(names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
             try:
                 make(group, kubernetes)
             except UnavailableError as reason:
-                reasons.append(f"{' and '.join(group)} cannot be had: {reason}")
+                reasons.append(f"{', '.join(group)} cannot be had: {reason}")
     return {name: path for name in names if (path := find(name, kubernetes))}, reasons
 
 

@@ -130,8 +130,7 @@ class TestMaking:
             "etcd cannot be had: without apt-get and dpkg-deb there is no package etcd-server"
         )
         assert self.reason(capsys, "kubectl", "helm") == (
-            "kubectl and helm cannot be had: go is not installed, and it takes a"
-            " build from Go modules"
+            "kubectl, helm cannot be had: go is not installed, and it takes a build from Go modules"
         )
 
     def test_one_that_cannot_be_had_does_not_hide_the_others(
