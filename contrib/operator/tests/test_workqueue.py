@@ -202,6 +202,21 @@ async def test_retries_come_ever_more_slowly_and_start_over_after_a_success(
         assert gaps(shop.times("a"))[-1] == pytest.approx(1)
 
 
+async def test_a_failure_in_between_puts_the_retry_off(autojump_clock: MockClock) -> None:
+    shop = Shop()
+
+    async def fail(key: str) -> None:
+        raise ValueError
+
+    shop.script = fail
+    async with open_queue(shop, Effort(growth=Growth(20, 60))) as queue:
+        queue.add("a")  # again after ten seconds
+        await trio.sleep(1)
+        queue.add("a")  # again after twenty
+        await trio.sleep(25)
+        assert gaps(shop.times("a")) == pytest.approx([1, 20])
+
+
 async def test_the_delay_that_the_server_asked_for_is_kept(autojump_clock: MockClock) -> None:
     shop = Shop()
 
