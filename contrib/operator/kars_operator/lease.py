@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import math
 import random
-import secrets
-import socket
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -307,11 +305,6 @@ class Election:
     @property
     def _named(self) -> dict[str, str]:
         return {"lease": f"{self.namespace}/{self.name}"}
-
-
-def make_identity() -> str:
-    """An identity that no other process has, and that says to people which pod it is."""
-    return f"{socket.gethostname()}_{secrets.token_hex(8)}"
 
 
 def _spec(lease: Mapping[str, Any]) -> dict[str, Any]:

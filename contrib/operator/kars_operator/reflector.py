@@ -306,7 +306,8 @@ class Reflector:
         """
         self.failures += 1
         absent = isinstance(error, NotFoundError)
-        self.served = not absent
+        if absent:
+            self.served = False
         state = State.ABSENT if absent else State.FORBIDDEN
         self.problem = (
             f"the API server does not serve {self._what}; is the definition installed?"
