@@ -24,11 +24,13 @@ class Refused:
     Attributes:
         namespace: of the server.
         name: of the server.
+        reason: why, in one word, as in a condition.
         message: why, in a sentence for whoever wrote the reference.
     """
 
     namespace: str
     name: str
+    reason: str
     message: str
 
 
@@ -49,10 +51,10 @@ def servers_of(
     for reference in sandbox.spec.server_refs:
         namespace = reference.namespace or sandbox.meta.namespace
         server = find(namespace, reference.name)
-        why = _refusal(sandbox, server)
-        if why:
+        reason, why = _refusal(sandbox, server)
+        if reason:
             message = f"McpServer {namespace}/{reference.name} {why}"
-            refused.append(Refused(namespace, reference.name, message))
+            refused.append(Refused(namespace, reference.name, reason, message))
         elif isinstance(server, McpServerResource):
             found.append(server)
     return tuple(found), tuple(refused)
@@ -66,16 +68,19 @@ def admits(server: McpServerResource, sandbox: KarsSandboxResource) -> bool:
     return there and all(labels.get(key) == text for key, text in allowed.match_labels.items())
 
 
-def _refusal(sandbox: KarsSandboxResource, server: McpServerResource | str | None) -> str:
-    """The end of a sentence that starts with the server; "" if the sandbox gets it."""
+def _refusal(
+    sandbox: KarsSandboxResource, server: McpServerResource | str | None
+) -> tuple[str, str]:
+    """A reason, and the end of a sentence that starts with the server; "" if it gets it."""
     if isinstance(server, str):
-        return f"cannot be read: {server}"
+        return "ServerInvalid", f"cannot be read: {server}"
     if server is None or server.meta.deleting:
-        return "is not there; apply it"
+        return "ServerMissing", "is not there; apply it"
     if server.spec.unusable:
-        return server.spec.unusable
+        return "ServerUnusable", server.spec.unusable
     if not admits(server, sandbox):
         return (
-            "does not admit this sandbox; change its allowedSandboxes, or the labels of the sandbox"
+            "ServerNotAllowed",
+            "does not admit this sandbox; change its allowedSandboxes, or the sandbox's labels",
         )
-    return ""
+    return "", ""

@@ -223,6 +223,8 @@ class Controller:
         if sandbox is not None and change.before is not change.after:
             self._waits.pop(sandbox, None)
             self.asks.add(sandbox)
+            if _labels(change.before) != _labels(change.after):
+                self._add(About.SANDBOX, [sandbox])  # other policies may select it now
 
     def _network_policy_changed(self, kind: Kind, change: Change) -> None:
         if change.before is change.after or self._is_echo(kind, change):
@@ -249,6 +251,10 @@ def _is_news(change: Change) -> bool:
         return True
     read = ("generation", "labels", "deletionTimestamp", "finalizers", "uid")
     return any(before["metadata"].get(key) != after["metadata"].get(key) for key in read)
+
+
+def _labels(found: Object | None) -> Any:
+    return None if found is None else found["metadata"].get("labels")
 
 
 def _key(found: Object) -> Key:

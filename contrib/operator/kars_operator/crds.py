@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from kars_operator.render import dump
+from kars_router.config.manifests import write_manifests
 from kars_router.config.openapi import resource_schema
 from kars_router.config.resources import GROUP, VERSION
 
@@ -110,7 +110,7 @@ def file_name(manifest: Mapping[str, Any]) -> str:
 
 def written(manifest: Mapping[str, Any]) -> str:
     """What the file of a definition holds; the same definition always gives the same text."""
-    return f"{_HEADER}{dump([dict(manifest)])}"
+    return f"{_HEADER}{write_manifests([dict(manifest)])}"
 
 
 def write(directory: Path) -> list[Path]:

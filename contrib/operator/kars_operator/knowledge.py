@@ -175,7 +175,7 @@ class Knowledge:
     def installed(self) -> frozenset[str]:
         """The optional definitions that the API server has, as `plural.group`."""
         kind = kinds.CILIUM_NETWORK_POLICIES
-        there = self.reflectors[kind].state.value == "watching"
+        there = self.reflectors[kind].served
         return frozenset({f"{kind.plural}.{kind.group}"} if there else ())
 
     def store(self, kind: Kind) -> Any:

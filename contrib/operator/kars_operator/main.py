@@ -378,13 +378,14 @@ def render_files(
          or a sandbox cannot be used, and nothing is printed
     """  # noqa: D301 (the backspace keeps click from filling the lines)
     from kars_operator import render
+    from kars_router.config.manifests import write_manifests
     from kars_router.plugins import Plugins
 
     configure_logging(level="error", style="console")
     plugins = Plugins.load(blocked=blocked)
     found = render.read(files, namespace)
     objects, warnings = render.render(found, _settings(making), plugins, frozenset(installed))
-    click.echo(render.dump(objects), nl=False)
+    click.echo(write_manifests(objects), nl=False)
     for each in warnings:
         click.echo(f"kars-operator: {each}", err=True)
     if warnings:
@@ -395,7 +396,7 @@ def render_files(
 @_debug
 def print_definitions() -> None:
     """Print the CustomResourceDefinitions."""
-    from kars_operator import render
     from kars_operator.crds import crd_manifests
+    from kars_router.config.manifests import write_manifests
 
-    click.echo(render.dump(crd_manifests()), nl=False)
+    click.echo(write_manifests(crd_manifests()), nl=False)

@@ -4,13 +4,36 @@ from __future__ import annotations
 
 from typing import Final
 
-MANAGER: Final = "kars-operator"
+from kars_router.egress.sandbox import (
+    COMPONENT,
+    MANAGED_BY,
+    SANDBOX,
+    SANDBOX_NAMESPACE,
+    labels_of,
+    pod_labels_of,
+)
+from kars_router.egress.sandbox import OPERATOR as MANAGER
 
-# Labels.
-MANAGED_BY: Final = "app.kubernetes.io/managed-by"
-SANDBOX: Final = "kars.azure.com/sandbox"
-SANDBOX_NAMESPACE: Final = "kars.azure.com/sandbox-namespace"
-COMPONENT: Final = "kars.azure.com/component"
+__all__ = [
+    "AGENT_UID",
+    "COMPONENT",
+    "CONFIG_DIRECTORY",
+    "CONFIG_FILE",
+    "DIGEST",
+    "FINALIZER",
+    "MANAGED_BY",
+    "MANAGER",
+    "RESTARTS",
+    "ROUTER_UID",
+    "SANDBOX",
+    "SANDBOX_NAMESPACE",
+    "STATE_DIRECTORY",
+    "agent_credentials",
+    "config_map",
+    "credentials",
+    "labels_of",
+    "pod_labels_of",
+]
 
 # Annotations.
 RESTARTS: Final = "kars.azure.com/restart-on"
@@ -23,21 +46,6 @@ ROUTER_UID: Final = 1001
 CONFIG_DIRECTORY: Final = "/etc/kars"
 CONFIG_FILE: Final = "kars.yaml"
 STATE_DIRECTORY: Final = "/var/lib/kars"
-
-
-def labels(sandbox: str, namespace: str) -> dict[str, str]:
-    """Labels of everything that is made for a sandbox.
-
-    Args:
-        sandbox: its name.
-        namespace: where its KarsSandbox is.
-    """
-    return {MANAGED_BY: MANAGER, SANDBOX: sandbox, SANDBOX_NAMESPACE: namespace}
-
-
-def pod_labels(sandbox: str, namespace: str) -> dict[str, str]:
-    """Labels of a sandbox's pods; its NetworkPolicy selects by them."""
-    return {**labels(sandbox, namespace), COMPONENT: "sandbox"}
 
 
 def config_map(sandbox: str) -> str:

@@ -25,6 +25,7 @@ from kars_router.egress import (
     merge,
     needed_by,
 )
+from kars_router.egress.sandbox import asked_by_operator
 from kars_router.model import ServerInfo
 from kars_router.plugins import Plugins
 
@@ -200,7 +201,7 @@ def _owned(manifest: Manifest, sandbox: KarsSandboxResource, settings: Settings)
 
 
 def _metadata(sandbox: KarsSandboxResource, name: str, namespace: str) -> dict[str, Any]:
-    labels = names.labels(sandbox.meta.name, sandbox.meta.namespace)
+    labels = names.labels_of(sandbox.meta.name, sandbox.meta.namespace)
     return {"name": name, "namespace": namespace, "labels": labels}
 
 
@@ -209,7 +210,7 @@ def _namespace(
 ) -> tuple[Manifest, ...]:
     if settings.placement is Placement.SAME:
         return ()
-    labels = names.labels(sandbox.meta.name, sandbox.meta.namespace)
+    labels = names.labels_of(sandbox.meta.name, sandbox.meta.namespace)
     # The guard needs NET_ADMIN, which the other levels do not let a pod ask for.
     labels["pod-security.kubernetes.io/enforce"] = "privileged"
     metadata = {"name": namespace, "labels": labels}
@@ -246,22 +247,15 @@ def _egress(
     usable = [each for each in derived if not each.invalid]
     infos = tuple(_info(each.server) for each in usable)
     rules = merge((each.name, means.plugins.egress_rules(each, place)) for each in infos)
-    asks = {
-        "namespaceSelector": {
-            "matchLabels": {"kubernetes.io/metadata.name": settings.operator_namespace}
-        },
-        "podSelector": {"matchLabels": {"app.kubernetes.io/name": names.MANAGER}},
-    }
-    admin = {"from": [asks], "ports": [{"protocol": "TCP", "port": settings.admin_port}]}
     wanted = SandboxEgress(
         name=sandbox.meta.name,
         namespace=place.namespace,
-        pod_labels=names.pod_labels(sandbox.meta.name, sandbox.meta.namespace),
+        pod_labels=names.pod_labels_of(sandbox.meta.name, sandbox.meta.namespace),
         servers=infos,
         rules=rules,
         https=any(e.https for each in usable for e in each.explanations),
         dns=settings.dns,
-        ingress=(admin,),
-        labels=names.labels(sandbox.meta.name, sandbox.meta.namespace),
+        ingress=(asked_by_operator(settings.operator_namespace, settings.admin_port),),
+        labels=names.labels_of(sandbox.meta.name, sandbox.meta.namespace),
     )
     return means.plugins.egress_objects(wanted, place)

@@ -59,8 +59,8 @@ def deployment(
         namespace: where it goes.
     """
     name = sandbox.meta.name
-    labels = names.labels(name, sandbox.meta.namespace)
-    pod_labels = names.pod_labels(name, sandbox.meta.namespace)
+    labels = names.labels_of(name, sandbox.meta.namespace)
+    pod_labels = names.pod_labels_of(name, sandbox.meta.namespace)
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",

@@ -167,9 +167,16 @@ class Reconciler:
         name = made.policy["metadata"]["name"]
         # The one that was just applied may not have been seen yet.
         others = [each for each in policies if each["metadata"]["name"] != name]
-        return excess(
-            names.pod_labels(meta.name, meta.namespace), made.policy, [*others, made.policy]
-        )
+        found: dict[Excess, None] = {}
+        for labels in self._labels_of_pods(Key(meta.namespace, meta.name)):
+            found |= dict.fromkeys(excess(labels, made.policy, [*others, made.policy]))
+        return tuple(found)
+
+    def _labels_of_pods(self, sandbox: Key) -> list[Mapping[str, str]]:
+        """The labels that pods really have, since somebody may add some; else those to come."""
+        pods = self.known.store(kinds.PODS).by("sandbox", str(sandbox))
+        found = [each["metadata"]["labels"] for each in pods]
+        return found or [names.pod_labels_of(sandbox.name, sandbox.namespace)]
 
     def _rollout(self, made: Plan) -> str:
         for each in made.objects:
@@ -199,7 +206,7 @@ class Reconciler:
             return
         own = self.settings.namespace_of(metadata["name"], metadata["namespace"])
         there = self.known.store(kinds.NAMESPACES).get("", own)
-        labels = names.labels(metadata["name"], metadata["namespace"])
+        labels = names.labels_of(metadata["name"], metadata["namespace"])
         if there is not None and labels.items() <= (there["metadata"].get("labels") or {}).items():
             if "deletionTimestamp" not in there["metadata"]:
                 await self.kube.delete(kinds.NAMESPACES, own, uid=there["metadata"]["uid"])

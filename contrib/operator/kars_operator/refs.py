@@ -1,7 +1,7 @@
 """What a KarsSandbox refers to, and what of it the sandbox may have.
 
-Owns the rules of references: who may use a server of which namespace, what becomes of one that is
-missing. Pure: resources are asked of the caller, nothing is looked up here.
+Owns which policies a sandbox's calls have to pass, and what becomes of one that is missing; which
+servers it gets is `kars_router.config.references`'. Pure: resources are asked of the caller.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from attrs import field, frozen
 
 from kars_operator import router_config
+from kars_router.config.references import servers_of
 from kars_router.config.resources import (
     KarsSandboxResource,
     McpServerResource,
-    ServerRef,
     ToolPolicyResource,
 )
 from kars_router.config.toolpolicy import ToolPolicy
@@ -80,50 +80,17 @@ def choose(sandbox: KarsSandboxResource, server: ServerLookup, policies: PolicyL
         server: finds a server by namespace and name.
         policies: finds the policies of a namespace.
     """
-    servers: list[McpServerResource] = []
-    refused: list[Refusal] = []
-    for reference in sandbox.spec.server_refs:
-        namespace = reference.namespace or sandbox.meta.namespace
-        found = _usable(sandbox, reference, namespace, server(namespace, reference.name))
-        if isinstance(found, Refusal):
-            refused.append(found)
-        else:
-            servers.append(found)
-    chosen, more = _policies(sandbox, policies(sandbox.meta.namespace))
-    return Chosen(servers=tuple(servers), policies=chosen, refused=(*refused, *more))
 
+    def find(namespace: str, name: str) -> McpServerResource | str | None:
+        found = server(namespace, name)
+        return found.problems[0] if isinstance(found, Unusable) else found
 
-def _usable(
-    sandbox: KarsSandboxResource,
-    reference: ServerRef,
-    namespace: str,
-    found: McpServerResource | Unusable | None,
-) -> McpServerResource | Refusal:
-    where = f"McpServer {namespace}/{reference.name}"
-
-    def refusal(reason: str, message: str) -> Refusal:
-        return Refusal("McpServer", namespace, reference.name, reason, message)
-
-    if isinstance(found, Unusable):
-        return refusal("ServerInvalid", f"{where}: {found.problems[0]}")
-    if found is None or found.meta.deleting:
-        return refusal("ServerMissing", f"there is no {where}; apply it")
-    if found.spec.unusable:
-        return refusal("ServerUnusable", f"{where} {found.spec.unusable}")
-    if not _allows(found, sandbox):
-        return refusal(
-            "ServerNotAllowed",
-            f"{where} does not allow this sandbox; change its allowedSandboxes, or the labels of "
-            "the sandbox",
-        )
-    return found
-
-
-def _allows(server: McpServerResource, sandbox: KarsSandboxResource) -> bool:
-    allowed = server.spec.allowed_sandboxes
-    at_home = sandbox.meta.namespace == server.meta.namespace
-    admitted = at_home or not {"*", sandbox.meta.namespace}.isdisjoint(allowed.namespaces)
-    return admitted and _fit(allowed.match_labels, sandbox)
+    servers, lost = servers_of(sandbox, find)
+    chosen, denied = _policies(sandbox, policies(sandbox.meta.namespace))
+    refused = [
+        Refusal("McpServer", each.namespace, each.name, each.reason, each.message) for each in lost
+    ]
+    return Chosen(servers=servers, policies=chosen, refused=(*refused, *denied))
 
 
 def _policies(

@@ -6,7 +6,6 @@ nothing but them.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -159,28 +158,6 @@ def render(
         if not made.image:
             warnings.append(f"{where}: no image for the agent; set spec.agent.image")
     return objects, warnings
-
-
-def dump(objects: Iterable[Manifest]) -> str:
-    """Objects as YAML documents; the same objects always give the same text."""
-    writer: Any = YAML(typ="safe", pure=True)
-    writer.default_flow_style = False
-    writer.sort_base_mapping_type_on_output = False
-    writer.explicit_start = True
-    writer.width = 4096  # a long sentence stays one line, so that lines can be compared
-    # Objects share parts, and YAML would write the second one as a reference to the first.
-    writer.representer.ignore_aliases = lambda _: True
-    # A file in a ConfigMap is read as it stands there.
-    writer.representer.add_representer(str, _text)
-    text = io.StringIO()
-    for each in objects:
-        writer.dump(each, text)
-    return text.getvalue()
-
-
-def _text(representer: Any, value: str) -> Any:
-    style = "|" if "\n" in value else None
-    return representer.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
 def _files(path: Path) -> Iterator[Path]:

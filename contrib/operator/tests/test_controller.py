@@ -160,6 +160,34 @@ async def test_a_policy_of_others_that_opens_more_is_named(autojump_clock: MockC
         assert bench.condition("EgressTight") == ("True", "NothingBeyond")
 
 
+async def test_a_policy_that_selects_by_a_label_that_somebody_gave_the_pod_counts(
+    autojump_clock: MockClock,
+) -> None:
+    cluster = new_cluster()
+    cluster.put(sandbox_manifest())
+    routers = FakeRouters(cluster)
+    routers.start()
+    wide = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "debug", "namespace": "team"},
+        "spec": {
+            "podSelector": {"matchLabels": {"debug": "on"}},
+            "policyTypes": ["Egress"],
+            "egress": [{}],
+        },
+    }
+    cluster.put(wide)
+    async with operator(cluster, routers=routers) as bench:
+        await bench.settle()
+        assert bench.condition("EgressTight") == ("True", "NothingBeyond")
+        pod = bench.find(kinds.PODS, "box-pod")
+        pod["metadata"]["labels"]["debug"] = "on"
+        cluster.put(pod)
+        await bench.settle()
+        assert bench.condition("EgressTight") == ("False", "OpenedByOthers")
+
+
 async def test_what_somebody_took_away_or_changed_comes_back(autojump_clock: MockClock) -> None:
     cluster = new_cluster()
     cluster.put(server_manifest())
@@ -186,7 +214,7 @@ async def test_what_is_no_longer_wanted_goes(autojump_clock: MockClock) -> None:
         "metadata": {
             "name": "box-of-an-older-release",
             "namespace": "team",
-            "labels": names.labels("box", "team"),
+            "labels": names.labels_of("box", "team"),
         },
     }
     other = {**stale, "metadata": {"name": "not-ours", "namespace": "team"}}

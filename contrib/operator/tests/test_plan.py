@@ -247,7 +247,7 @@ def test_the_only_way_in_is_the_operators() -> None:
     assert rule["ports"] == [{"protocol": "TCP", "port": 9090}]
     (peer,) = rule["from"]
     assert peer["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": "ops"}}
-    assert made.policy["spec"]["podSelector"]["matchLabels"] == names.pod_labels("box", "team")
+    assert made.policy["spec"]["podSelector"]["matchLabels"] == names.pod_labels_of("box", "team")
 
 
 def test_what_a_router_would_refuse_is_not_planned() -> None:

@@ -73,7 +73,7 @@ def test_one_refusal_leaves_the_others_alone() -> None:
     assert [each.meta.name for each in chosen.servers] == ["a", "c"]
     (refused,) = chosen.refused
     assert (refused.kind, refused.namespace, refused.name) == ("McpServer", "team", "b")
-    assert refused.message == "there is no McpServer team/b; apply it"
+    assert refused.message == "McpServer team/b is not there; apply it"
 
 
 def test_the_older_way_to_refer_to_one_server_still_leads_there() -> None:

@@ -13,6 +13,7 @@ from operator_kit import sandbox_manifest, server_manifest
 from ruamel.yaml import YAML
 
 from kars_router.config.load import parse
+from kars_router.config.manifests import write_manifests
 from kars_router.errors import UserError
 from kars_router.plugins import Plugins
 
@@ -27,7 +28,7 @@ SERVICE = {
 def write(directory: Path, name: str, *documents: Any) -> Path:
     file = directory / name
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(render.dump(documents), encoding="utf-8")
+    file.write_text(write_manifests(documents), encoding="utf-8")
     return file
 
 
@@ -78,7 +79,7 @@ def test_what_leads_to_nothing_is_said_and_the_rest_is_printed(
     code, out, said = run("render", "-f", file, capsys=capsys)
     assert code == 1
     assert said.splitlines() == [
-        "kars-operator: KarsSandbox team/box: there is no McpServer team/gone; apply it",
+        "kars-operator: KarsSandbox team/box: McpServer team/gone is not there; apply it",
         "kars-operator: KarsSandbox team/box: no image for the agent; set spec.agent.image",
     ]
     assert [each["kind"] for each in documents(out)] == [

@@ -46,6 +46,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [kars.azure.com]
   resources: [karssandboxes, mcpservers, toolpolicies]
   verbs: [list, watch]
+# Asked for when something that was made for one is missing: it may be gone itself.
+- apiGroups: [kars.azure.com]
+  resources: [karssandboxes]
+  verbs: [get]
 - apiGroups: [kars.azure.com]
   resources: [karssandboxes/status, mcpservers/status, toolpolicies/status]
   verbs: [patch]
