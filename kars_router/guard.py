@@ -65,6 +65,9 @@ class Uids:
         return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
 
 
+_ROOT: Final = Uids(0, 0)
+
+
 def port(text: str) -> int:
     """Reads a port.
 
@@ -125,7 +128,8 @@ class Guard:
         free: further users that the rules leave alone, such as a mesh's proxy.
         allow_dns: whether agents may ask DNS servers.
         dns_servers: addresses as `dns_server` gives them; empty for those of the pod's resolv.conf.
-        denied_ports: TCP ports that nobody but the router and `free` reaches over loopback.
+        denied_ports: TCP ports that nobody but the router, `free` and root reaches over loopback;
+            root, who comes from outside by `kubectl port-forward`, unless an agent is root.
         answer_ports: TCP ports at which guarded users may answer connections from outside.
 
     Raises:
@@ -205,7 +209,6 @@ def ruleset(guard: Guard, table: str = TABLE, *, dormant: bool = False) -> str:
         dormant: make rules that are there to be looked at and hold nobody to anything.
     """
     unguarded = _set(_merged((Uids(guard.router, guard.router), *guard.free)))
-    denied = sorted(set(guard.denied_ports))
     lines = [
         # Deleting what is not there would be an error: it is there from here on.
         f"table inet {table}",
@@ -227,15 +230,7 @@ def ruleset(guard: Guard, table: str = TABLE, *, dormant: bool = False) -> str:
             'oif "lo" goto loopback',
             "goto refuse",
         ),
-        *_chain(
-            "loopback",
-            *(
-                [_rule(f"tcp dport {_set(denied)} tcp flags syn goto refuse", "the router's")]
-                if denied
-                else []
-            ),
-            "accept",
-        ),
+        *_chain("loopback", *_denied(guard), "accept"),
         # An agent that waits for an answer would not know why there is none.
         *_chain(
             "refuse",
@@ -265,7 +260,8 @@ def _unowned(guard: Guard) -> Iterator[str]:
     yield "icmpv6 type echo-reply accept"
     yield 'oif "lo" goto loopback'
     yield from _answers(guard)
-    # Sockets that are the kernel's on a program's behalf (MPTCP, SMC), in either direction.
+    # Sockets of the kernel's that a program has it open (SMC, older MPTCP), and SYN cookies, with
+    # which a listener's answers are nobody's.
     yield _rule("tcp flags syn goto refuse", "the kernel connects for a program")
     yield _rule("meta l4proto tcp accept", "the ends of connections of closed sockets")
     yield "drop"  # not counted: nobody has tried anything
@@ -297,6 +293,15 @@ def _answers(guard: Guard) -> Iterator[str]:
     """Whoever connects begins with a packet that acknowledges nothing, and so is not admitted."""
     if guard.answer_ports:
         yield f"tcp sport {_set(sorted(set(guard.answer_ports)))} tcp flags ack accept"
+
+
+def _denied(guard: Guard) -> Iterator[str]:
+    if not guard.denied_ports:
+        return
+    if not any(each.overlaps(_ROOT) for each in guard.agents):
+        yield _rule("meta skuid 0 accept", "kubectl port-forward")
+    ports = _set(sorted(set(guard.denied_ports)))
+    yield _rule(f"tcp dport {ports} tcp flags syn goto refuse", "the router's")
 
 
 def _merged(uids: Sequence[Uids]) -> list[Uids]:

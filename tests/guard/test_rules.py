@@ -15,6 +15,7 @@ from guard.network import (
     POD6,
     WORLD,
     WORLD6,
+    Namespace,
     Network,
     guard,
 )
@@ -38,6 +39,11 @@ def udp(to: str, port: int = 7001, **more: Any) -> dict[str, Any]:
 EVERYWHERE = [tcp(WORLD), tcp(WORLD6), udp(WORLD), udp(WORLD6)]
 ANSWERED = ["answered"] * 4
 REFUSED = [TCP_REFUSED, TCP_REFUSED, UDP_REFUSED, UDP_REFUSED]
+
+
+def half_closed(where: Namespace) -> str:
+    """Connections that wait for the other side's last word."""
+    return where.run("ss", "-Htan", "state", "last-ack").stdout
 
 
 def test_without_rules_everybody_gets_out(network: Network) -> None:
@@ -86,7 +92,9 @@ def test_the_admin_port_is_the_routers_and_the_probes(network: Network) -> None:
     network.guard()
     ways = [*LOOPBACKS, "0.0.0.0", "::", "127.1.2.3", "::ffff:127.0.0.1", f"::ffff:{POD}"]
     assert network.attempt(AGENT, *(tcp(way, ADMIN_PORT) for way in ways)) == [TCP_REFUSED] * 9
-    assert network.attempt(ROUTER, *(tcp(way, ADMIN_PORT) for way in ways)) == ["answered"] * 9
+    # Root is there by `kubectl port-forward`, unless it is the agent.
+    for uid in (ROUTER, 0):
+        assert network.attempt(uid, *(tcp(way, ADMIN_PORT) for way in ways)) == ["answered"] * 9
     probes = [tcp(POD, ADMIN_PORT), tcp(POD6, ADMIN_PORT)]
     assert network.from_outside(*probes) == ["answered"] * 2
     assert network.attempt(AGENT, tcp("127.0.0.1", 9191)) == ["answered"]
@@ -95,6 +103,8 @@ def test_the_admin_port_is_the_routers_and_the_probes(network: Network) -> None:
     assert network.attempt(AGENT, *both) == [TCP_REFUSED, "answered"]
     network.guard("--deny-loopback-port", "none")
     assert network.attempt(AGENT, *both) == ["answered"] * 2
+    network.guard("--agent-uid", "0")
+    assert network.attempt(0, *both) == ["answered", TCP_REFUSED]
 
 
 def test_the_agent_answers_nobody_outside(network: Network) -> None:
@@ -164,8 +174,12 @@ def test_closed_sockets_end_their_connections(network: Network) -> None:
     """A process that is gone owns no packets, and its last ones are still to be sent."""
     network.guard()
     server = network.serve(network.world, None, "7100", "")
-    assert network.attempt(ROUTER, tcp(WORLD, 7100), tcp(WORLD6, 7100)) == ["answered"] * 2
-    server.wait_for(lambda: server.log().count("ended") == 2, "both connections have ended")
+    amount = 3_000_000
+    ways = [tcp(to, 7100, bytes=amount) for to in (WORLD, WORLD6)]
+    assert network.attempt(ROUTER, *ways) == ["answered"] * 2
+    whole = f"ended {amount}"
+    server.wait_for(lambda: server.log().count(whole) == 2, "all of both connections has come")
+    server.wait_for(lambda: half_closed(network.world) == "", "nobody waits", deadline=5)
 
 
 def test_connections_to_the_admin_port_end_as_well(network: Network) -> None:
@@ -174,7 +188,7 @@ def test_connections_to_the_admin_port_end_as_well(network: Network) -> None:
     ways = [tcp(to, ADMIN_PORT) for to in LOOPBACKS]
     assert network.attempt(ROUTER, *ways) == ["answered"] * 4
     server.wait_for(lambda: server.log().count("ended") == 4, "all connections have ended")
-    assert network.pod.run("ss", "-Htan", "state", "last-ack").stdout == ""
+    server.wait_for(lambda: half_closed(network.pod) == "", "nobody waits", deadline=5)
 
 
 def test_neighbours_are_still_found(network: Network) -> None:

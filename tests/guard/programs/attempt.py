@@ -1,8 +1,9 @@
 """Attempts to reach something: `attempt.py JSON`, a list of objects; prints how each ended.
 
 kind: "tcp", "udp", "tell" (over UDP, without waiting for an answer) or "ping". to, port: where.
-Optional: source_port; data; wait (seconds). It ends with "answered", "told", "silence", or the name
-of an error, after which ", late" says that it took more than a second.
+Optional: source_port; data; bytes (how many to send after the greeting); wait (seconds). It ends
+with "answered", "told", "silence", or the name of an error, after which ", late" says that it took
+more than a second.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def attempt(wanted: dict[str, Any]) -> str:
             place = socket.getaddrinfo(wanted["to"], wanted["port"])[0][4]
             sock.connect(place)
             if wanted["kind"] == "tcp":
-                return "answered" if sock.recv(100) else "closed"
+                greeted = sock.recv(100)
+                sock.sendall(bytes(wanted.get("bytes", 0)))
+                return "answered" if greeted else "closed"
             if wanted["kind"] == "ping":
                 data = (b"\x80" if ":" in wanted["to"] else b"\x08") + b"\0" * 7 + data
                 sock.send(data)

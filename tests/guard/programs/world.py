@@ -1,8 +1,8 @@
 """Servers for whoever wants to reach them: `world.py TCP-PORTS UDP-PORTS ADDRESS...`.
 
 Ports are numbers with commas between. Over TCP, at any address, whoever connects is greeted; over
-UDP, at the addresses given, everything is answered. Prints "ended" for each connection that the
-other side closed, and "heard" and the bytes for what arrives on one.
+UDP, at the addresses given, everything is answered. Prints "ended" and how many bytes came for
+each connection that the other side closed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import socket
 import sys
 
 watched = selectors.DefaultSelector()
+heard: dict[socket.socket, int] = {}
 
 
 def listen(address: str, port: int, kind: socket.SocketKind) -> None:
@@ -39,10 +40,10 @@ def hear(connection: socket.socket) -> None:
         data = connection.recv(65536)
     except ConnectionError:
         data = b""
+    heard[connection] = heard.get(connection, 0) + len(data)
     if data:
-        print("heard", data.hex(), flush=True)
         return
-    print("ended", flush=True)
+    print("ended", heard.pop(connection), flush=True)
     watched.unregister(connection)
     connection.close()
 

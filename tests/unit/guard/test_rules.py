@@ -50,7 +50,11 @@ def test_the_rules_of_a_pod() -> None:
         'oif "lo" goto loopback',
         "goto refuse",
     ]
-    assert chain(guard, "loopback") == ["tcp dport { 9090 } tcp flags syn goto refuse", "accept"]
+    assert chain(guard, "loopback") == [
+        "meta skuid 0 accept",
+        "tcp dport { 9090 } tcp flags syn goto refuse",
+        "accept",
+    ]
     assert chain(guard, "refuse") == [
         "meta l4proto tcp counter reject with tcp reset",
         "counter reject with icmpx admin-prohibited",
@@ -107,13 +111,18 @@ def test_only_agents_ask() -> None:
 
 def test_ports() -> None:
     guard = Guard(denied_ports=(9191, 9090, 9090), answer_ports=(8081, 8080))
-    assert chain(guard, "loopback")[0] == "tcp dport { 9090, 9191 } tcp flags syn goto refuse"
+    assert chain(guard, "loopback")[1] == "tcp dport { 9090, 9191 } tcp flags syn goto refuse"
     answers = "tcp sport { 8080, 8081 } tcp flags ack accept"
     assert chain(guard, "guarded")[1] == answers
     # Of a listener that is the kernel's on a program's behalf.
     output = chain(guard, "output")
     assert output.index(answers) == output.index("tcp flags syn goto refuse") - 1
     assert chain(evolve(guard, denied_ports=()), "loopback") == ["accept"]
+
+
+def test_an_agent_that_is_root_is_no_visitor() -> None:
+    agents = (Uids(1000, 1000), Uids(0, 10))
+    assert chain(Guard(agents=agents), "loopback")[0].startswith("tcp dport { 9090 }")
 
 
 def test_a_dormant_copy_has_the_same_rules() -> None:
