@@ -76,11 +76,10 @@ def _json_schema(schema: Schema) -> dict[str, Any]:
 
 
 def _list_problems(schema: Schema, value: Any) -> Iterator[str]:
-    if isinstance(value, list):
-        by = schema.get("x-kubernetes-list-map-keys")
-        kind = schema.get("x-kubernetes-list-type")
-        keys = [[each.get(key) for key in by] if by else each for each in value]
-        if kind in ("map", "set") and any(keys.count(key) > 1 for key in keys):
+    by = schema.get("x-kubernetes-list-map-keys")
+    if by and isinstance(value, list):
+        keys = [[each.get(key) for key in by] for each in value]
+        if any(keys.count(key) > 1 for key in keys):
             yield f"an entry is there twice: {keys}"
     for inner_schema, inner in _inner(schema, value):
         yield from _list_problems(inner_schema, inner)

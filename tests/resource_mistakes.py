@@ -167,11 +167,6 @@ INVALID: Final[dict[str, tuple[Manifest, str, str]]] = {
         "spec.headers.X-A",
         "spec.headers.X-A",
     ),
-    "a tool twice": (
-        server(allowedTools=["a", "b", "a"]),
-        "spec.allowedTools",
-        "spec.allowedTools",
-    ),
     "half a bracket": (
         server(allowedTools=["[a"]),
         "spec.allowedTools[0]",

@@ -116,6 +116,17 @@ VALID: Final[dict[str, Manifest]] = {
         },
         scopes=["tools"],
     ),
+    # As in a file, this means the same as once.
+    "words that are listed twice": server(
+        url=HTTPS,
+        oauth=CLIENT,
+        scopes=["a", "b", "a"],
+        allowedTools=["a", "b", "a"],
+        allowedResources=["file:///*", "file:///*"],
+        allowedPrompts=["x", "x"],
+        allowedNetworks=["10.0.0.0/8", "10.0.0.0/8"],
+        allowedSandboxes={"namespaces": ["*", "*"]},
+    ),
     "a WebSocket": server(url="ws://tools:80/mcp", transport="websocket"),
     "an IPv6 address": server(url="http://[fd00::1]:8931/mcp"),
     "nothing but nulls": server(**dict.fromkeys(["timeouts", "headers", "oauth", "scopes"])),

@@ -197,9 +197,6 @@ def apply(
     if isinstance(applied, ConflictError):
         _say_conflicts(applied)
         context.exit(FOUND)
-    for path, values in applied.added.items():
-        text = f"kars: warning: {path}: also holds {names_of(values)}, which others have set"
-        click.echo(clean(text), err=True)
     aside = " (dry run)" if dry_run else ""
     emit(
         without_bookkeeping(applied.manifest),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import frozen
@@ -28,12 +28,10 @@ class Applied:
     Attributes:
         what: `created`, `configured` or `unchanged`.
         manifest: the object as it is now.
-        added: what it holds in lists beside what was wanted, as others own that: paths and values.
     """
 
     what: str
     manifest: Manifest
-    added: Mapping[str, Sequence[str]]
 
 
 async def apply_server(
@@ -62,7 +60,7 @@ async def apply_server(
         return error
     same = before is not None and _same(before, after)
     what = "created" if before is None else "unchanged" if same else "configured"
-    return Applied(what, after, dict(_added(wanted.manifest["spec"], after.get("spec"), "spec")))
+    return Applied(what, after)
 
 
 async def list_servers(kube: Kube, *, namespace: str | None) -> list[Manifest]:
@@ -137,13 +135,3 @@ def _same(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
         return manifest.get("spec"), metadata.get("labels"), metadata.get("annotations")
 
     return meant(before) == meant(after)
-
-
-def _added(wanted: object, found: object, path: str) -> Iterator[tuple[str, Sequence[str]]]:
-    if isinstance(wanted, Mapping) and isinstance(found, Mapping):
-        for key, value in wanted.items():
-            yield from _added(value, found.get(key), f"{path}.{key}")
-    elif isinstance(wanted, list) and isinstance(found, list):
-        more = [str(each) for each in found if each not in wanted]
-        if more:
-            yield path, more

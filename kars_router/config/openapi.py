@@ -19,7 +19,7 @@ from kars_router.config import marks, patterns, units
 from kars_router.config.described import describe, describe_fields
 from kars_router.config.marks import NEEDED
 from kars_router.config.plain import to_plain
-from kars_router.config.resource_rules import MOST_SERVERS, SETS
+from kars_router.config.resource_rules import MOST_SERVERS
 from kars_router.config.resources import LONGEST_NAMES, SPECS
 from kars_router.config.sandbox import Agent, Byo, EnvVar, Governance, Router
 from kars_router.config.shapes import (
@@ -204,7 +204,7 @@ def _field_schema(cls: type[Any], key: str, each: Attribute[Any], said: str) -> 
     made = dict(_schema(each.type))
     made |= _MORE.get((cls, key), {})
     if made.get("type") == "array":
-        made |= _list_schema(cls, key, each, made)
+        made |= _list_schema(cls, key, made)
     if said:
         made["description"] = said + _default(cls, key)
     # An API server compares null with the words of an enum, whatever else it is told.
@@ -213,13 +213,13 @@ def _field_schema(cls: type[Any], key: str, each: Attribute[Any], said: str) -> 
     return made
 
 
-def _list_schema(cls: type[Any], key: str, each: Attribute[Any], made: Schema) -> Schema:
+def _list_schema(cls: type[Any], key: str, made: Schema) -> Schema:
     by = _MAPS.get((cls, key))
     if by:
         more: Schema = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [by]}
-    elif each.name in SETS.get(cls, ()):
-        more = {"x-kubernetes-list-type": "set"}
     else:
+        # Never a set: what several managers list there becomes one list, so that more could be
+        # allowed than anybody has applied.
         more = {"x-kubernetes-list-type": "atomic"}
     if "maxItems" not in made:
         scalar = made["items"].get("type") == "string"

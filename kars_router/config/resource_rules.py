@@ -11,7 +11,7 @@ from typing import Final
 
 from kars_router.config.addresses import is_secure
 from kars_router.config.marks import key_of
-from kars_router.config.mcpserver import AllowedSandboxes, Managed, McpServerSpec, ServerOAuth
+from kars_router.config.mcpserver import Managed, McpServerSpec, ServerOAuth
 from kars_router.config.rules import Broken, Given, Read, oauth_rules, policy_rules, server_rules
 from kars_router.config.sandbox import Agent, Byo, EnvVar, Governance, Router, ServerRef
 from kars_router.config.toolpolicyspec import (
@@ -23,18 +23,6 @@ from kars_router.config.toolpolicyspec import (
 )
 
 MOST_SERVERS: Final = 8
-# Lists in which nothing stands twice, as several managers may add to them.
-SETS: Final[Mapping[type, tuple[str, ...]]] = {
-    McpServerSpec: (
-        "allowed_tools",
-        "allowed_resources",
-        "allowed_prompts",
-        "allowed_networks",
-        "scopes",
-    ),
-    ServerOAuth: ("scopes", "allowed_networks"),
-    AllowedSandboxes: ("namespaces",),
-}
 # What stands in the place of an endpoint, and what it excludes.
 CONTENT: Final = (
     "url",
@@ -58,7 +46,6 @@ OF_A_CLIENT: Final = (
 
 def mcp_server_rules(read: Read, given: Given) -> Broken:
     """The rules for one McpServer."""
-    yield from _twice(McpServerSpec, read)
     for excluding, excluded in (("bundle_ref", CONTENT), ("managed", ENDPOINT)):
         if excluding in given:
             key = key_of(excluding)
@@ -82,7 +69,6 @@ def mcp_server_rules(read: Read, given: Given) -> Broken:
 
 def server_oauth_rules(read: Read, given: Given) -> Broken:
     """The rules for how tokens for an McpServer are got."""
-    yield from _twice(ServerOAuth, read)
     if not given.isdisjoint(OF_A_CLIENT):
         yield from oauth_rules(read, given)
     elif not is_secure(str(read.get("issuer") or "https://")):
@@ -99,11 +85,6 @@ def governance_rules(read: Read, given: Given) -> Broken:
     if len(refs) > MOST_SERVERS:
         yield "mcpServerRefs", f"holds more than {MOST_SERVERS} servers"
     yield from _names_twice("mcpServerRefs", refs)
-
-
-def allowed_sandboxes_rules(read: Read, _: Given) -> Broken:
-    """The rules for who may refer to a server."""
-    yield from _twice(AllowedSandboxes, read)
 
 
 def managed_rules(_: Read, given: Given) -> Broken:
@@ -158,14 +139,6 @@ def policy_approval_rules(read: Read, given: Given) -> Broken:
         yield "threshold", "is not supported; write a rule with the effect approve and a condition"
 
 
-def _twice(cls: type, read: Read) -> Broken:
-    for attribute in SETS[cls]:
-        listed = read.get(attribute)
-        if isinstance(listed, tuple):
-            for each in sorted({each for each in listed if listed.count(each) > 1}):
-                yield key_of(attribute), f"holds {each!r} more than once"
-
-
 def _names_twice(key: str, listed: Iterable[EnvVar | ServerRef]) -> Broken:
     names = [each.name for each in listed]
     for name in sorted({name for name in names if names.count(name) > 1}):
@@ -178,7 +151,6 @@ RESOURCE_RULES: Mapping[type, Callable[[Read, Given], Broken]] = {
     Governance: governance_rules,
     ServerRef: server_ref_rules,
     EnvVar: env_var_rules,
-    AllowedSandboxes: allowed_sandboxes_rules,
     Managed: managed_rules,
     BundleRef: bundle_ref_rules,
     Agent: container_rules,

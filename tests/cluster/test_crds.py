@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import resource_table as table
 from resource_mistakes import INVALID
 
 from cluster.harness import Cluster
-from kars_router.kube import ApiError, Kube
+from kars_router.kube import ApiError, ConflictError, Kube
 
 pytestmark = pytest.mark.usefixtures("definitions")
 NAMES = ("mcpservers", "karssandboxes", "toolpolicies")
@@ -75,25 +76,50 @@ async def test_what_is_somebody_elses_is_kept(kube: Kube, namespace: str) -> Non
     assert kept["spec"] == manifest["spec"]
 
 
-async def test_several_managers_may_add_to_a_set_and_to_a_list_by_name(
-    kube: Kube, namespace: str
+LISTS: list[tuple[str, ...]] = [
+    ("allowedTools",),
+    ("allowedResources",),
+    ("allowedPrompts",),
+    ("allowedSandboxes", "namespaces"),
+    ("scopes",),
+]
+
+
+@pytest.mark.parametrize("path", LISTS, ids=".".join)
+async def test_nobody_widens_a_list_of_somebody_else_by_accident(
+    kube: Kube, namespace: str, path: tuple[str, ...]
 ) -> None:
-    async def add(kind: str, manager: str, spec: dict[str, Any]) -> dict[str, Any]:
-        made = table.manifest(kind, spec, namespace=namespace)
+    async def listing(manager: str, values: list[str], *, force: bool = False) -> Any:
+        spec: Any = values
+        for key in reversed(path):
+            spec = {key: spec}
+        client = {"oauth": table.CLIENT} if path == ("scopes",) else {}
+        spec |= {"url": table.HTTPS, **client}
+        made = table.manifest("McpServer", spec, namespace=namespace)
+        kept = await kube.apply(made, manager=manager, force=force)
+        return functools.reduce(operator.getitem, path, kept["spec"])
+
+    await listing("one", ["a"])
+    for values in (["b"], ["a", "b"]):
+        with pytest.raises(ConflictError) as caught:
+            await listing("two", values)
+        (cause,) = caught.value.causes
+        assert cause.field == f".spec.{'.'.join(path)}"
+        assert '"one"' in cause.message
+    assert await listing("two", ["b"], force=True) == ["b"]
+    with pytest.raises(ConflictError):
+        await listing("one", ["a"])
+
+
+async def test_several_managers_may_each_add_a_reference(kube: Kube, namespace: str) -> None:
+    async def refer(manager: str, name: str) -> list[str]:
+        spec = {"governance": {"mcpServerRefs": [{"name": name}]}}
+        made = table.manifest("KarsSandbox", spec, namespace=namespace)
         kept = await kube.apply(made, manager=manager)
-        found: dict[str, Any] = kept["spec"]
-        return found
+        return [each["name"] for each in kept["spec"]["governance"]["mcpServerRefs"]]
 
-    server = functools.partial(add, "McpServer")
-    await server("one", {"url": table.URL, "allowedTools": ["a"]})
-    assert (await server("two", {"allowedTools": ["b"]}))["allowedTools"] == ["a", "b"]
-
-    def refer(name: str) -> dict[str, Any]:
-        return {"governance": {"mcpServerRefs": [{"name": name}]}}
-
-    await add("KarsSandbox", "one", refer("a"))
-    kept = await add("KarsSandbox", "two", refer("b"))
-    assert [each["name"] for each in kept["governance"]["mcpServerRefs"]] == ["a", "b"]
+    await refer("one", "a")
+    assert await refer("two", "b") == ["a", "b"]
 
 
 async def test_a_status_is_written_on_its_own(cluster: Cluster, kube: Kube, namespace: str) -> None:

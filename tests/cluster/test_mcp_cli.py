@@ -92,7 +92,7 @@ def _managers(cluster: Cluster, namespace: str) -> list[dict[str, Any]]:
 def test_fields_of_others_are_named_and_left_alone(
     kars: Kars, cluster: Cluster, namespace: str
 ) -> None:
-    manifest = {
+    manifest: dict[str, Any] = {
         "apiVersion": "kars.azure.com/v1alpha1",
         "kind": "McpServer",
         "metadata": {"name": "web", "namespace": namespace},
@@ -109,20 +109,20 @@ def test_fields_of_others_are_named_and_left_alone(
     assert done.returncode == 1
     *lines, advice = done.stderr.splitlines()
     assert sorted(lines) == [
+        "kars: spec.allowedTools: set by kubectl",
         "kars: spec.displayName: set by somebody",
         "kars: spec.url: set by kubectl",
     ]
     assert advice == "kars: nothing was changed; --force-conflicts takes these fields"
-    assert server(cluster, namespace)["spec"]["url"] == "http://theirs/mcp"
+    assert server(cluster, namespace)["spec"] == {**manifest["spec"], "displayName": "Changed"}
 
     forced = kars(*words, "--force-conflicts")
-    assert forced.returncode == 0
-    found = server(cluster, namespace)["spec"]
-    assert (found["url"], found["displayName"]) == ("http://web:8080/mcp", "Ours")
-    # In a set, everybody owns what he has put in; nobody must be surprised by that.
-    if found["allowedTools"] != ["*"]:
-        text = "kars: warning: spec.allowedTools: also holds theirs, which others have set\n"
-        assert forced.stderr == text
+    assert (forced.returncode, forced.stderr) == (0, "")
+    assert server(cluster, namespace)["spec"] == {
+        "url": "http://web:8080/mcp",
+        "allowedTools": ["*"],
+        "displayName": "Ours",
+    }
 
 
 def test_servers_are_listed_shown_and_deleted(kars: Kars, cluster: Cluster, namespace: str) -> None:

@@ -297,20 +297,7 @@ async def test_conflicts_are_named_by_field_and_manager(bench: Bench) -> None:
     assert bench.spec("web")["url"] == "http://web.tools.svc:8080/mcp"
     forced = await bench.kars(*words, "--force-conflicts")
     assert (forced.status, forced.out) == (0, "McpServer default/web configured\n")
-    assert bench.spec("web")["url"] == "http://other/mcp"
-
-
-async def test_what_others_have_put_into_lists_is_said(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sets = {"finalizers", "allowedTools"}
-    monkeypatch.setattr("kars_router.testing._kube_fields._SETS", sets)
-    bench.put(spec={"url": "http://x", "allowedTools": ["a", "theirs\x1b[31m"]})
-    done = await bench.kars("apply", "web", "--url", "http://x", "--allowed-tool", "a")
-    assert (done.status, done.out) == (0, "McpServer default/web unchanged\n")
-    assert done.err == (
-        "kars: warning: spec.allowedTools: also holds theirs\\x1b[31m, which others have set\n"
-    )
+    assert bench.spec("web") == {"url": "http://other/mcp", "allowedTools": ["one"]}
 
 
 async def test_what_the_cluster_refuses_is_named_by_its_flag(bench: Bench) -> None:

@@ -70,6 +70,17 @@ def test_every_rule_is_broken_by_something_in_the_table(kind: str) -> None:
     assert messages(schema) - said == set()
 
 
+@pytest.mark.parametrize("kind", SPECS)
+def test_no_list_is_merged_of_what_several_managers_allow(kind: str) -> None:
+    types = list_types(resource_schema(kind))
+    assert set(types) == {"atomic", "map"}
+
+
+def list_types(schema: Schema) -> list[str]:
+    own = [schema["x-kubernetes-list-type"]] if schema.get("type") == "array" else []
+    return own + [found for _, inner in children(schema) for found in list_types(inner)]
+
+
 def messages(schema: Schema) -> set[str]:
     own = {each["message"] for each in schema.get("x-kubernetes-validations", ())}
     return own.union(*(messages(inner) for _, inner in children(schema)))

@@ -156,8 +156,11 @@ class TestServer:
             "timeouts": {"call": "1m30s"},
         }
 
-    def test_a_router_reads_its_entry_as_the_same_server(self) -> None:
-        spec = structure_resource(table.VALID["a server with everything of ours"]).spec
+    @pytest.mark.parametrize(
+        "name", ["a server with everything of ours", "words that are listed twice"]
+    )
+    def test_a_router_reads_its_entry_as_the_same_server(self, name: str) -> None:
+        spec = structure_resource(table.VALID[name]).spec
         assert isinstance(spec, McpServerSpec)
         read = structure_server(spec.entry())
         assert read == spec.server
