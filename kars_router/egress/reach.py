@@ -141,14 +141,23 @@ def _selecting(
     here, unclear = [], []
     for policy in sorted(policies, key=_name):
         name, where = _name(policy)
-        if where != namespace:
+        selector = (policy.get("spec") or {}).get("podSelector")
+        if where != namespace or _misses(selector, pod_labels):
             continue
         try:
-            if match(read((policy.get("spec") or {}).get("podSelector")), pod_labels):
+            if match(read(selector), pod_labels):
                 here.append(policy)
         except UnreadableError as error:
             unclear.append((name, str(error)))
     return here, unclear
+
+
+def _misses(selector: object, pod_labels: Mapping[str, str]) -> bool:
+    """Whether a label is missing; told at a glance, as there may be hundreds of policies."""
+    wanted = selector.get("matchLabels") if isinstance(selector, Mapping) else None
+    return isinstance(wanted, Mapping) and any(
+        isinstance(value, str) and pod_labels.get(key) != value for key, value in wanted.items()
+    )
 
 
 def _name(policy: Manifest) -> tuple[str, str]:

@@ -6,10 +6,12 @@ is rolled out that a router would refuse. Must not know Kubernetes objects.
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
 from attrs import evolve
 from ruamel.yaml import YAML
 
@@ -69,12 +71,19 @@ def read(made: Mapping[str, Any], source: str) -> Config:
 
 def write(made: Mapping[str, Any]) -> str:
     """The document as YAML; the same document always gives the same text."""
+    return _text(msgspec.json.encode(made))
+
+
+# Writing YAML takes longer than all else that is done for a sandbox, and is done each time that it
+# is looked at. A text is some kilobytes.
+@functools.lru_cache(maxsize=2048)
+def _text(encoded: bytes) -> str:
     writer: Any = YAML(typ="safe", pure=True)
     writer.default_flow_style = False
     writer.sort_base_mapping_type_on_output = False
     writer.width = 100
     text = io.StringIO()
-    writer.dump(dict(made), text)
+    writer.dump(msgspec.json.decode(encoded), text)
     return text.getvalue()
 
 
