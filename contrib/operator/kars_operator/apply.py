@@ -48,7 +48,7 @@ class Applier:
             Whether the object is new or has changed.
 
         Raises:
-            NameTakenError: there is one of that name that we have not made.
+            NameTakenError: there is one of that name that was not made for this sandbox.
             KubeError: the API server did not do it.
         """
         ident, digest = self._ident(manifest), digest_of_plain(manifest)
@@ -56,8 +56,13 @@ class Applier:
         seen = self.live(*ident)
         if seen is not None and (digest, *_version(kind, seen)) == self._done.get(ident):
             return False
-        if seen is None:
-            await self._check(kind, namespace, name)
+        there = seen if seen is not None else await self._find(kind, namespace, name)
+        if there is not None and _whose(there) != _whose(manifest):
+            where = f"{namespace}/{name}" if namespace else name
+            raise NameTakenError(
+                f"there is a {kind.kind} {where} that the operator has not made for this sandbox; "
+                "rename it or the sandbox"
+            )
         made = await self.kube.apply(manifest, manager=names.MANAGER, force=True)
         self._done[ident] = (digest, *_version(kind, made))
         return seen is None or _version(kind, seen) != _version(kind, made)
@@ -101,17 +106,17 @@ class Applier:
         metadata = manifest["metadata"]
         return resource_of(manifest), metadata.get("namespace", ""), metadata["name"]
 
-    async def _check(self, kind: Resource, namespace: str, name: str) -> None:
+    async def _find(self, kind: Resource, namespace: str, name: str) -> Object | None:
         try:
-            found = await self.kube.get(kind, name, namespace or None)
+            return await self.kube.get(kind, name, namespace or None)
         except NotFoundError:
-            return
-        if (found["metadata"].get("labels") or {}).get(names.MANAGED_BY) != names.MANAGER:
-            where = f"{namespace}/{name}" if namespace else name
-            raise NameTakenError(
-                f"there is a {kind.kind} {where} that the operator has not made; rename it or the "
-                "sandbox"
-            )
+            return None
+
+
+def _whose(found: Mapping[str, Any]) -> tuple[object, ...]:
+    """Who has made an object, and for which sandbox: names are the same in two namespaces."""
+    labels = found["metadata"].get("labels") or {}
+    return tuple(map(labels.get, (names.MANAGED_BY, names.SANDBOX, names.SANDBOX_NAMESPACE)))
 
 
 def _version(kind: Resource, found: Mapping[str, Any]) -> tuple[str, object]:

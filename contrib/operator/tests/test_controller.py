@@ -472,3 +472,25 @@ async def test_what_belonged_to_a_sandbox_that_is_gone_is_forgotten(
         await trio.sleep(600)
         assert routers.asked <= asked + 1
         assert bench.controller.routers.heard(Key("team", "box")) == ()
+
+
+async def test_a_namespace_of_its_own_is_not_taken_by_a_sandbox_of_the_same_name(
+    autojump_clock: MockClock,
+) -> None:
+    cluster = new_cluster()
+    cluster.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "rival"}})
+    cluster.put(sandbox_manifest())
+    async with operator(cluster, settings=Settings(placement=Placement.OWN)) as bench:
+        await bench.settle()
+        second = sandbox_manifest()
+        cluster.put({**second, "metadata": {"name": "box", "namespace": "rival"}})
+        await bench.settle()
+        found = bench.find(kinds.KARS_SANDBOXES, "box", "rival")
+        assert condition(found) == ("False", "NameTaken")
+        labels = bench.find(kinds.NAMESPACES, "kars-box", "")["metadata"]["labels"]
+        assert labels[names.SANDBOX_NAMESPACE] == "team"
+        # Its end is no end of the other one.
+        cluster.remove(kinds.KARS_SANDBOXES, "box", "rival")
+        await bench.settle()
+        assert bench.find(kinds.KARS_SANDBOXES, "box", "rival") is None
+        assert bench.find(kinds.DEPLOYMENTS, "box", "kars-box") is not None
