@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from kars_operator import names
-from kars_operator.store import Object
+from kars_operator.store import Key, Object
 from kars_router.config.digests import digest_of_plain
 from kars_router.errors import UserError
 from kars_router.kube import Kube, NotFoundError
@@ -23,6 +23,15 @@ _Id = tuple[Resource, str, str]
 
 class NameTakenError(UserError):
     """An object of that name is somebody else's."""
+
+
+@frozen
+class _Done:
+    """What was applied last, the version that came of it, and whose it is."""
+
+    digest: str
+    version: tuple[str, object]
+    whose: tuple[object, ...]
 
 
 @define(eq=False)
@@ -36,7 +45,7 @@ class Applier:
 
     kube: Kube
     live: Callable[[Resource, str, str], Object | None]
-    _done: dict[_Id, tuple[str, str, object]] = field(factory=dict, init=False)
+    _done: dict[_Id, _Done] = field(factory=dict, init=False)
 
     async def apply(self, manifest: Mapping[str, Any]) -> bool:
         """Makes an object as a manifest says.
@@ -54,7 +63,16 @@ class Applier:
         ident, digest = self._ident(manifest), digest_of_plain(manifest)
         kind, namespace, name = ident
         seen = self.live(*ident)
-        if seen is not None and (digest, *_version(kind, seen)) == self._done.get(ident):
+        done = self._done.get(ident)
+        if (
+            seen is not None
+            and done
+            and (done.digest, done.version)
+            == (
+                digest,
+                _version(kind, seen),
+            )
+        ):
             return False
         there = seen if seen is not None else await self._find(kind, namespace, name)
         if there is not None and _whose(there) != _whose(manifest):
@@ -64,7 +82,7 @@ class Applier:
                 "rename it or the sandbox"
             )
         made = await self.kube.apply(manifest, manager=names.MANAGER, force=True)
-        self._done[ident] = (digest, *_version(kind, made))
+        self._done[ident] = _Done(digest, _version(kind, made), _whose(manifest))
         return seen is None or _version(kind, seen) != _version(kind, made)
 
     def misses(self, manifests: Iterable[Mapping[str, Any]]) -> bool:
@@ -76,7 +94,13 @@ class Applier:
         """Whether an object is as we have left it, so that its change is no news."""
         metadata = seen["metadata"]
         done = self._done.get((kind, metadata.get("namespace", ""), metadata["name"]))
-        return done is not None and done[1:] == _version(kind, seen)
+        return done is not None and done.version == _version(kind, seen)
+
+    def forget(self, sandbox: Key) -> None:
+        """There is no such sandbox any more."""
+        whose = _whose({"metadata": {"labels": names.labels_of(sandbox.name, sandbox.namespace)}})
+        for ident in [each for each, done in self._done.items() if done.whose == whose]:
+            del self._done[ident]
 
     async def prune(
         self, there: Iterable[tuple[Resource, Object]], wanted: Iterable[Mapping[str, Any]]

@@ -18,6 +18,7 @@ from kars_operator.dependents import Dependents
 from kars_operator.enforcement import Routers
 from kars_operator.events import Recorder
 from kars_operator.knowledge import OWNED, Knowledge
+from kars_operator.own_namespace import OwnNamespaces
 from kars_operator.reconcile import Reconciler
 from kars_operator.settings import Placement, Settings
 from kars_operator.store import Change, Key, Object
@@ -89,7 +90,14 @@ class Controller:
         self.events = Recorder(kube, instance)
         self._applier = Applier(kube, self._live)
         self._reconciler = Reconciler(
-            kube, self.known, settings, plugins, self._applier, self.routers, self.events
+            kube=kube,
+            known=self.known,
+            settings=settings,
+            plugins=plugins,
+            applier=self._applier,
+            routers=self.routers,
+            events=self.events,
+            own_namespaces=OwnNamespaces(kube, settings),
         )
         self._dependents = Dependents(kube, self.known, self.routers)
         self.work: WorkQueue[Work] = WorkQueue(

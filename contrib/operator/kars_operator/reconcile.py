@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from attrs import define, field
 
@@ -19,17 +19,21 @@ from kars_operator.enforcement import Routers
 from kars_operator.events import Recorder, Type
 from kars_operator.knowledge import Knowledge
 from kars_operator.links import Links
+from kars_operator.own_namespace import OwnNamespaces
 from kars_operator.plan import Plan
 from kars_operator.refs import Chosen, Unusable, choose
-from kars_operator.settings import Placement, Settings
+from kars_operator.settings import Settings
 from kars_operator.store import Key, Object
 from kars_router.config.resources import KarsSandboxResource
 from kars_router.egress import Place, Service
 from kars_router.egress.reach import Excess, excess
 from kars_router.errors import ConfigError
-from kars_router.kube import Kube, NotFoundError
+from kars_router.kube import ApiError, Kube, NotFoundError
 from kars_router.kube import resources as kinds
 from kars_router.plugins import Plugins
+
+# Of what trying again will not mend, the person who wrote the sandbox is told.
+_REFUSALS: Final = frozenset({400, 403, 422})
 
 
 def utc_now() -> str:
@@ -49,6 +53,7 @@ class Reconciler:
         applier: puts objects into the cluster.
         routers: what the routers said.
         events: tells people.
+        own_namespaces: the namespaces that sandboxes have of their own.
         now: the time for statuses.
 
     Attributes:
@@ -63,6 +68,7 @@ class Reconciler:
     applier: Applier
     routers: Routers
     events: Recorder
+    own_namespaces: OwnNamespaces
     now: Callable[[], str] = utc_now
     expected: dict[Key, str] = field(factory=dict, init=False)
     links: Links = field(factory=Links, init=False)
@@ -78,9 +84,10 @@ class Reconciler:
             self.routers.forget(key)
             self.links.forget(key)
             self.expected.pop(key, None)
+            self.applier.forget(key)
             return
         if "deletionTimestamp" in manifest["metadata"]:
-            await self._clean_up(manifest)
+            await self.own_namespaces.clean_up(manifest)
             return
         found = self.known.sandbox(*key)
         if not isinstance(found, KarsSandboxResource):
@@ -89,8 +96,13 @@ class Reconciler:
                 manifest, sandbox_status.unusable("SpecInvalid", "; ".join(problems)), {}
             )
             return
-        manifest = await self._hold(manifest)
-        said = await self._make(found)
+        manifest = await self.own_namespaces.hold(manifest)
+        try:
+            said = await self._make(found)
+        except ApiError as error:
+            if error.status in _REFUSALS:
+                await self._write(manifest, sandbox_status.unusable("Refused", str(error)), {})
+            raise
         if said is not None:
             await self._write(manifest, *said)
 
@@ -190,41 +202,6 @@ class Reconciler:
                 if failed or late:
                     return str(condition.get("message", ""))
         return ""
-
-    async def _hold(self, manifest: Object) -> Object:
-        """Sees to it that a sandbox is not gone before its namespace is."""
-        present = manifest["metadata"].get("finalizers") or []
-        if self.settings.placement is Placement.SAME or names.FINALIZER in present:
-            return manifest
-        return await self._set_finalizers(manifest, [*present, names.FINALIZER])
-
-    async def _clean_up(self, manifest: Object) -> None:
-        """Deletes the namespace of a sandbox that is being deleted, and then lets it go."""
-        metadata = manifest["metadata"]
-        present = metadata.get("finalizers") or []
-        if names.FINALIZER not in present:
-            return
-        own = self.settings.namespace_of(metadata["name"], metadata["namespace"])
-        there = self.known.store(kinds.NAMESPACES).get("", own)
-        labels = names.labels_of(metadata["name"], metadata["namespace"])
-        if there is not None and labels.items() <= (there["metadata"].get("labels") or {}).items():
-            if "deletionTimestamp" not in there["metadata"]:
-                await self.kube.delete(kinds.NAMESPACES, own, uid=there["metadata"]["uid"])
-            return  # its end is a change of which the operator is told
-        await self._set_finalizers(manifest, [e for e in present if e != names.FINALIZER])
-
-    async def _set_finalizers(self, manifest: Object, finalizers: list[str]) -> Object:
-        metadata = manifest["metadata"]
-        change = {
-            "metadata": {
-                "finalizers": finalizers,
-                "uid": metadata["uid"],
-                "resourceVersion": metadata["resourceVersion"],
-            }
-        }
-        return await self.kube.patch(
-            kinds.KARS_SANDBOXES, metadata["name"], metadata["namespace"], change
-        )
 
     async def _write(
         self, manifest: Object, found: Sequence[Condition], more: Mapping[str, Any]

@@ -71,6 +71,12 @@ class Settings:
             sandbox: its name.
             namespace: where its KarsSandbox is.
         """
-        if self.placement is Placement.SAME:
-            return namespace
+        return namespace if self.placement is Placement.SAME else self.own_namespace_of(sandbox)
+
+    def own_namespace_of(self, sandbox: str) -> str:
+        """The namespace that is made for a sandbox where each has its own.
+
+        Args:
+            sandbox: its name.
+        """
         return f"{self.namespace_prefix}{sandbox}"

@@ -356,6 +356,62 @@ async def test_somebody_elses_namespace_is_left_alone(autojump_clock: MockClock)
         assert bench.find(kinds.KARS_SANDBOXES) is None
 
 
+async def test_another_placement_leaves_nothing_behind(autojump_clock: MockClock) -> None:
+    cluster = new_cluster()
+    cluster.put(sandbox_manifest())
+    async with operator(cluster, settings=Settings(placement=Placement.OWN)) as bench:
+        await bench.settle()
+        assert bench.find(kinds.DEPLOYMENTS, "box", "kars-box") is not None
+    async with operator(cluster) as bench:
+        await bench.settle()
+        assert bench.find(kinds.DEPLOYMENTS) is not None
+        assert bench.find(kinds.NAMESPACES, "kars-box", "") is None
+        assert not bench.find(kinds.KARS_SANDBOXES)["metadata"].get("finalizers")
+        cluster.remove(kinds.KARS_SANDBOXES, "box", "team")
+        await bench.settle()
+        assert bench.find(kinds.KARS_SANDBOXES) is None
+
+
+async def test_a_sandbox_is_let_go_where_namespaces_are_out_of_reach(
+    autojump_clock: MockClock,
+) -> None:
+    cluster = new_cluster()
+    cluster.put(sandbox_manifest(metadata={"finalizers": [names.FINALIZER]}))
+    cluster.trouble(403, times=99, resource=kinds.NAMESPACES)
+    async with operator(cluster) as bench:
+        cluster.remove(kinds.KARS_SANDBOXES, "box", "team")
+        await bench.settle()
+        assert bench.find(kinds.KARS_SANDBOXES) is None
+
+
+@pytest.mark.parametrize("status", [400, 403, 422])
+async def test_what_the_api_server_refuses_is_said(autojump_clock: MockClock, status: int) -> None:
+    cluster = new_cluster()
+    cluster.put(sandbox_manifest())
+    cluster.trouble(status, times=5, verb="apply", resource=kinds.DEPLOYMENTS)
+    async with operator(cluster) as bench:
+        await trio.sleep(0.05)
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.condition("Ready") == ("False", "Refused")
+        assert bench.find(kinds.NETWORK_POLICIES) is not None
+        await trio.sleep(120)
+        await bench.settle()
+        assert bench.find(kinds.DEPLOYMENTS) is not None
+        assert bench.condition("Ready")[1] == "AwaitingRouter"
+
+
+async def test_nothing_is_remembered_of_what_is_gone(autojump_clock: MockClock) -> None:
+    cluster = new_cluster()
+    cluster.put(sandbox_manifest())
+    cluster.put(sandbox_manifest("other"))
+    async with operator(cluster) as bench:
+        await bench.settle()
+        cluster.remove(kinds.KARS_SANDBOXES, "box", "team")
+        await bench.settle()
+        applier = bench.controller._applier
+        assert {name for _, _, name in applier._done} == {"other", "other-router"}
+
+
 def end_state(cluster: FakeCluster) -> dict[str, Any]:
     """All that the operator has made, without what differs from run to run."""
     found: dict[str, Any] = {}
