@@ -59,7 +59,7 @@ def command(context: click.Context, *, check: bool, yes: bool, output: Output) -
     installation = find()
     if found.problem or installation is None:
         raise UndeterminedError(f"whether there is a newer release is not known: {found.problem}")
-    _remember(found)
+    _remember(found, told=output == "table" and sys.stdout.isatty())
     if output == "table":
         click.echo(_said(found, installation), color=wants_colour())
     updated = False
@@ -96,11 +96,12 @@ def _install(found: Findings, installation: Installation, *, yes: bool, quiet: b
     return True
 
 
-def _remember(found: Findings) -> None:
-    """Spares the next command the check, and the user the notice."""
+def _remember(found: Findings, *, told: bool) -> None:
+    """Spares the next command the check and, if a person was told, the notice."""
     place, now = state.directory(os.environ), int(time.time())
-    seen = state.Seen(now, now, now, found.newest, found.summary, sys.prefix)
     with contextlib.suppress(OSError), state.hold(place, wait=False):
+        notified_at = now if told else state.read(place, now).notified_at
+        seen = state.Seen(now, now, notified_at, found.newest, found.summary, sys.prefix)
         state.write(place, seen)
 
 

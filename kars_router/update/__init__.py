@@ -14,8 +14,21 @@ docs/decisions/0017-update.md says why it is done this way.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 DISTRIBUTION: Final = "kars-router"
 # For our interpreter. With -P it does not take for ours what lies about where the user is.
 LOOK: Final = ("-P", "-m", "kars_router.update")
+
+
+def home(environ: Mapping[str, str]) -> Path:
+    """The home directory of the user; of one that has none, a place where nothing can be."""
+    if named := environ.get("HOME"):
+        return Path(named)
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(os.devnull)

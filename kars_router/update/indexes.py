@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from attrs import evolve
 
 from kars_router.errors import UndeterminedError
-from kars_router.update import pip_settings, uv_settings
+from kars_router.update import home, pip_settings, uv_settings
 from kars_router.update.installation import Installation, Manner
 from kars_router.update.settings import Index, Settings, index_from
 from kars_router.update.uv_settings import RECEIPT
@@ -103,8 +103,8 @@ def _with_login(index: Index, environ: Mapping[str, str]) -> Index:
     if index.login is not None:
         return index
     named = environ.get("NETRC")
-    home = Path(environ.get("HOME") or Path.home())
-    for path in (Path(named),) if named else (home / ".netrc", home / "_netrc"):
+    user = home(environ)
+    for path in (Path(named),) if named else (user / ".netrc", user / "_netrc"):
         if not path.exists():
             continue
         try:

@@ -136,7 +136,12 @@ def of(package: Distribution, prefix: Path, base: Path) -> Installation:
     direct = _object(package.read_text("direct_url.json"))
     editable = isinstance(info := direct.get("dir_info"), dict) and info.get("editable") is True
     pipx = _object(_read(prefix / PIPX_METADATA))
-    manner = Manner.EDITABLE if editable else _manner(prefix, base, installer, is_pipx=bool(pipx))
+    if editable:
+        manner = Manner.EDITABLE
+    elif not Path(str(package.locate_file(""))).resolve().is_relative_to(prefix.resolve()):
+        manner = Manner.SYSTEM  # an environment may let through what is outside of it
+    else:
+        manner = _manner(prefix, base, installer, is_pipx=bool(pipx))
     return Installation(
         manner=manner,
         prefix=prefix,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from kars_router.errors import UndeterminedError
+from kars_router.update import home
 from kars_router.update.settings import Settings, Wire, index_from
 
 _TRUE: Final = frozenset({"1", "on", "t", "true", "y", "yes"})
@@ -60,7 +61,7 @@ def files(environ: Mapping[str, str], prefix: Path, platform: str) -> Iterator[P
     named = environ.get("PIP_CONFIG_FILE")
     if named == os.devnull:
         return
-    home = Path(environ.get("HOME") or Path.home())
+    user = home(environ)
     application_support = Path("Library", "Application Support", "pip", _NAME)
     if platform == "darwin":
         yield "/" / application_support
@@ -70,11 +71,11 @@ def files(environ: Mapping[str, str], prefix: Path, platform: str) -> Iterator[P
         yield _SYSTEM
     # A file named by the variable takes the place of the user's own.
     if not named or not Path(named).exists():
-        yield home / ".pip" / _NAME
-        if platform == "darwin" and (home / application_support).parent.is_dir():
-            yield home / application_support
+        yield user / ".pip" / _NAME
+        if platform == "darwin" and (user / application_support).parent.is_dir():
+            yield user / application_support
         else:
-            yield Path(environ.get("XDG_CONFIG_HOME") or home / ".config", "pip", _NAME)
+            yield Path(environ.get("XDG_CONFIG_HOME") or user / ".config", "pip", _NAME)
     yield prefix / _NAME
     if named:
         yield Path(named)
@@ -150,5 +151,4 @@ def _bundle(environ: Mapping[str, str]) -> str:
 
 
 def _path(text: str, environ: Mapping[str, str]) -> str:
-    home = environ.get("HOME", "")
-    return str(Path(home, text[2:])) if home and text.startswith("~/") else text
+    return str(home(environ) / text[2:]) if text.startswith("~/") else text

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from kars_router.update import home
 from kars_router.update.text import LONGEST, one_line
 from kars_router.update.versions import is_version
 
@@ -59,7 +60,7 @@ class Seen(NamedTuple):
 def directory(environ: Mapping[str, str]) -> Path:
     """Where the file is: `KARS_STATE_DIR`, or `.kars` in the home directory."""
     named = environ.get("KARS_STATE_DIR")
-    return Path(named) if named else Path(environ.get("HOME") or Path.home(), ".kars")
+    return Path(named) if named else home(environ) / ".kars"
 
 
 def read(place: Path, now: float) -> Seen:

@@ -16,6 +16,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from kars_router.errors import UndeterminedError
+from kars_router.update import home
 from kars_router.update.settings import Index, Settings, Wire, index_from
 
 _TRUE: Final = frozenset({"1", "on", "t", "true", "y", "yes"})
@@ -136,10 +137,9 @@ def _tables(environ: Mapping[str, str], project: Path | None) -> Iterator[Mappin
         return
     if environ.get("UV_NO_CONFIG", "").lower() in _TRUE:
         return
-    home = Path(environ.get("HOME") or Path.home())
     if project is not None:
         yield _project_table(project)
-    yield _load(Path(environ.get("XDG_CONFIG_HOME") or home / ".config", "uv", "uv.toml"))
+    yield _load(Path(environ.get("XDG_CONFIG_HOME") or home(environ) / ".config", "uv", "uv.toml"))
     shared = [Path(each) for each in environ.get("XDG_CONFIG_DIRS", "").split(":") if each]
     for directory in (*(shared or [Path("/etc/xdg")]), Path("/etc")):
         if (path := directory / "uv" / "uv.toml").is_file():

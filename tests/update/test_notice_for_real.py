@@ -107,8 +107,14 @@ def test_after_an_update_there_is_nothing_to_tell(copy: Copy, shelf: Shelf) -> N
 
 
 def test_nor_after_somebody_was_told_by_the_command(copy: Copy) -> None:
-    assert copy.run("update", "--check").returncode == 1
+    assert copy.show("update", "--check").status == 1
     assert told(copy.show(*COMMAND)) == 0
+
+
+def test_a_program_that_was_told_does_not_count(copy: Copy, shelf: Shelf) -> None:
+    assert copy.run("update", "--check", "-o", "json").returncode == 1
+    assert told(copy.show(*COMMAND)) == 1
+    assert pages(shelf) == 1
 
 
 def test_a_hostile_file_is_replaced(copy: Copy, tmp_path: Path) -> None:
@@ -151,8 +157,7 @@ def test_a_server_that_dribbles_holds_up_nobody(copy: Copy, shelf: Shelf) -> Non
         quiet = [_timed(copy, KARS_NO_UPDATE_CHECK="1") for _ in range(5)]
         began = time.monotonic()
         took = _timed(copy)
-        # It has the file open for as long as it lives.
-        terminal.wait_true(lambda: not _processes("kars_router.update"))
+        terminal.wait_true(lambda: not _checks(copy))
         lived = time.monotonic() - began
         print(f"\nwith a check begun {took:.3f} s, without {statistics.median(quiet):.3f} s;")
         print(f"the check was gone after {lived:.2f} s")
@@ -194,14 +199,15 @@ def _timed(copy: Copy, **variables: str) -> float:
     return time.monotonic() - began
 
 
-def _processes(word: str) -> list[int]:
-    """The processes that have a word among their arguments."""
+def _checks(copy: Copy) -> list[int]:
+    """The processes that look for a newer release on behalf of a copy."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            words = path.read_bytes().split(b"\0")
+            words = (path / "cmdline").read_bytes().split(b"\0")
+            variables = (path / "environ").read_bytes().split(b"\0")
         except OSError:  # it has ended meanwhile
             continue
-        if word.encode() in words:
-            found.append(int(path.parent.name))
+        if b"kars_router.update" in words and f"HOME={copy.home}".encode() in variables:
+            found.append(int(path.name))
     return found

@@ -279,12 +279,18 @@ def test_yaml_of_the_newest(run: Run, capfd: pytest.CaptureFixture[str]) -> None
 # What is remembered
 
 
-def test_the_notice_is_spared(run: Run, tmp_path: Path) -> None:
-    run("--check")
+@pytest.mark.parametrize(
+    ("args", "isatty", "told"),
+    [(["--check"], True, True), (["--check"], False, False), (["-o", "json"], True, False)],
+)
+def test_the_notice_is_spared_whoever_was_told(
+    args: list[str], isatty: bool, told: bool, run: Run, tmp_path: Path
+) -> None:
+    run(*args, isatty=isatty)
     now = time.time()
     seen = state.read(tmp_path / "state", now)
     assert (seen.latest, seen.summary, seen.prefix) == ("99.0", "Faster starts", sys.prefix)
-    assert not seen.may_notify(now)
+    assert seen.may_notify(now) is not told
     assert not seen.wants_check(now)
 
 

@@ -88,6 +88,14 @@ def test_manners(given: Given, manner: Manner, uses_uv: bool, tmp_path: Path) ->
     assert (found.manner, found.uses_uv) == (manner, uses_uv)
 
 
+def test_a_copy_that_an_environment_lets_through_from_outside(tmp_path: Path) -> None:
+    info = tmp_path / "lib" / "kars_router-0.1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Name: kars-router\nVersion: 0.1.0\n", "utf-8")
+    found = of(Distribution.at(info), tmp_path / "env", tmp_path / "base")
+    assert (found.manner, found.offered()) == (Manner.SYSTEM, False)
+
+
 def test_what_else_is_noted(tmp_path: Path) -> None:
     found = installed(
         tmp_path,

@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -128,6 +129,44 @@ def test_a_process_that_fails(
     assert capfd.readouterr().err == ""
     ask(20, debug=True)
     assert capfd.readouterr().err != ""
+
+
+def test_a_process_that_does_not_even_heed_its_timer(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexec tail -f /dev/null\n", "utf-8")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr("kars_router.update.ask._GRACE", 0.2)
+    began = time.monotonic()
+    assert ask(0.3).problem == "there was no answer within 0.3 seconds"
+    assert time.monotonic() - began < 0.5 + SLACK
+
+
+def test_an_interrupt_ends_the_waiting_and_the_process(index: Index, tmp_path: Path) -> None:
+    arrived = threading.Event()
+
+    def hold(raw: Raw) -> None:
+        raw.request()
+        arrived.set()
+        raw.socket.recv(1)  # until the process is gone
+        arrived.clear()
+
+    with serve_raw(hold) as url:
+        variables = {"PIP_INDEX_URL": f"{url}/simple", "UV_DEFAULT_INDEX": f"{url}/simple"}
+        with subprocess.Popen(
+            [sys.executable, "-c", "from kars_router.update.ask import ask; ask(60)"],
+            env={**os.environ, **variables},
+            stderr=subprocess.PIPE,
+        ) as child:
+            assert arrived.wait(30)
+            began = time.monotonic()
+            child.send_signal(signal.SIGINT)
+            _, said = child.communicate(timeout=20)
+        assert b"KeyboardInterrupt" in said
+        assert time.monotonic() - began < 5
+    assert not arrived.is_set()
 
 
 def test_where_the_user_is_does_not_matter(

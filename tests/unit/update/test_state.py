@@ -190,6 +190,15 @@ def test_a_directory_in_its_place_cannot_be_written(tmp_path: Path) -> None:
         state.write(tmp_path, SEEN)
 
 
+def test_a_disk_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    state.write(tmp_path, SEEN)
+    monkeypatch.setattr(os, "read", fail)
+    assert state.read(tmp_path, NOW) == Seen()
+
+
 def test_what_an_ended_process_left_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / f".{FILE}.new").symlink_to(tmp_path / "target")
     state.write(tmp_path, SEEN)
@@ -224,6 +233,17 @@ def test_whatever_is_there_comes_out_fit_for_use(value: dict[str, Any]) -> None:
 )
 def test_where_it_is(environ: dict[str, str], place: str) -> None:
     assert state.directory(environ) == Path(place)
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", fail)
+    place = state.directory({})
+    assert state.read(place, NOW) == Seen()
+    with pytest.raises(OSError, match="directory"), state.hold(place, wait=False):
+        pytest.fail("held")
 
 
 def test_once_a_day() -> None:
