@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from kars_operator import names
 from kars_operator.settings import Placement
 
 from cluster.harness import Cluster
-from cluster.operator_kit import Api, new_settings, operator, sandbox
+from cluster.operator_kit import Api, new_settings, operator, sandbox, server
 from cluster.rights_kit import (
     ACCOUNT,
     HOME,
@@ -47,7 +47,7 @@ NOT_SEEN: Final[frozenset[Right]] = frozenset(
         ("update", "kars.azure.com", "karssandboxes/finalizers", ""),
         # needed when something that was made is missing; it depends on which watch is quicker
         ("get", "kars.azure.com", "karssandboxes", ""),
-        # needed where Cilium is; here the list says that there is nothing to watch
+        # needed where Cilium is, as in the test after this one
         ("watch", "cilium.io", "ciliumnetworkpolicies", ""),
         # needed when one thing happens to one object twice within minutes
         ("patch", "events.k8s.io", "events", ""),
@@ -106,6 +106,48 @@ async def test_the_account_may_do_all_that_the_operator_does_and_no_more(
     rights = granted(roles)
     assert used(events) - rights == set()
     assert rights - used(events) - NOT_SEEN == set()
+
+
+@pytest.fixture
+def cilium(installed: Cluster) -> Iterator[None]:
+    """A cluster that knows CiliumNetworkPolicies, of any content; nobody enforces them."""
+    kind = kinds.CILIUM_NETWORK_POLICIES
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    version = {"name": kind.version, "served": True, "storage": True}
+    definition = {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{kind.plural}.{kind.group}"},
+        "spec": {
+            "group": kind.group,
+            "names": {"plural": kind.plural, "kind": kind.kind},
+            "scope": "Namespaced",
+            "versions": [{**version, "schema": {"openAPIV3Schema": anything}}],
+        },
+    }
+    name = f"customresourcedefinition/{kind.plural}.{kind.group}"
+    installed.apply(definition)
+    installed.kubectl("wait", "--for=condition=Established", name, "--timeout=60s")
+    yield
+    installed.kubectl("delete", name)
+
+
+async def test_the_account_makes_policies_of_cilium_where_it_may(
+    installed: Cluster, account: Path, cilium: None, kube: Kube, namespace: str
+) -> None:
+    pytest.importorskip("kars_plugin_cilium")
+    there, kind = Api(kube, namespace), kinds.CILIUM_NETWORK_POLICIES
+    async with operator(installed.connection(account), new_settings()):
+        await there.apply(server("out", "https://mcp.vendor.example/mcp"), sandbox("out", "out"))
+        await there.until(kind, "out", lambda found: "mcp.vendor.example" in str(found))
+        await there.apply(server("out", "https://mcp.elsewhere.example/mcp"))
+        await there.until(kind, "out", lambda found: "mcp.elsewhere.example" in str(found))
+        await there.apply(server("out", "http://tools.mcp.svc:8931/mcp"))
+        await there.until(kind, "out", lambda found: found is None)
+    events = installed.requests_of(HOME, ACCOUNT)
+    assert [each for each in events if was_refused(each)] == []
+    read = {(verb, kind.group, kind.plural, "") for verb in ("list", "watch")}
+    assert granted(manifests("options/cilium.yaml")) | read <= used(events)
 
 
 @pytest.mark.parametrize(

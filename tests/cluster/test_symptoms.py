@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import trio
 from attrs import frozen
 
 from cluster.harness import Cluster
@@ -114,3 +115,20 @@ async def test_a_namespace_that_does_not_admit_the_guard(
         await api.apply(sandbox("it"))
         found = await api.reason(kinds.KARS_SANDBOXES, "it", "RouterEnforcing", "RolloutFailed")
     assert "NET_ADMIN" in found["message"]
+
+
+async def test_a_restart_that_somebody_asked_for_stays(
+    cluster: Cluster, definitions: None, kube: Kube, namespace: str
+) -> None:
+    api = Api(kube, namespace)
+    async with operator(cluster.connection(), new_settings(), namespace):
+        await api.apply(sandbox("it"))
+        await api.until(kinds.DEPLOYMENTS, "it", bool)
+        restart = ["rollout", "restart", "deployment/it", "--namespace", namespace]
+        await trio.to_thread.run_sync(cluster.kubectl, *restart)
+        await api.apply(sandbox("it", suspended=True))
+        found = await api.until(
+            kinds.DEPLOYMENTS, "it", lambda found: found and found["spec"]["replicas"] == 0
+        )
+    annotations = found["spec"]["template"]["metadata"]["annotations"]
+    assert "kubectl.kubernetes.io/restartedAt" in annotations
