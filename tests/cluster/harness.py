@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import ssl
 import subprocess
 import urllib.error
@@ -62,7 +63,8 @@ def programs() -> dict[str, Path]:
 class Cluster:
     """A running API server with RBAC and the default admission plugins. Made by `run_cluster`.
 
-    `admin` is the kubeconfig of a member of system:masters.
+    `admin` is the kubeconfig of a member of system:masters; `controllers` is kube-controller-manager,
+    which is paused while the API server is down.
     """
 
     url: str
@@ -73,6 +75,7 @@ class Cluster:
     _serve: Callable[[], AbstractContextManager[Peer]]
     _served: ExitStack = field(factory=ExitStack, init=False)
     _api_server: Peer | None = field(default=None, init=False)
+    controllers: Peer | None = field(default=None, init=False)
 
     # --- asking ---------------------------------------------------------------------------------
 
@@ -151,13 +154,21 @@ class Cluster:
         if self._api_server is None or self._api_server.returncode is not None:
             self._served.close()
             self._api_server = self._served.enter_context(self._serve())
+            self._signal_controllers(signal.SIGCONT)
 
     def stop_api_server(self) -> None:
         """Stop the API server; etcd keeps its data. All its connections end."""
         if self._api_server is not None:
+            # One that is not ready yet answers with half of what it serves. Of a namespace that is
+            # being deleted, controllers would take that for everything, and leave the rest behind.
+            self._signal_controllers(signal.SIGSTOP)
             # It waits a minute for clients that stay connected, as all that watch do.
             self._api_server.stop(grace=1.0)
         self._served.close()
+
+    def _signal_controllers(self, number: int) -> None:
+        if self.controllers is not None:
+            self.controllers.signal(number)
 
     @contextlib.contextmanager
     def api_server_down(self) -> Iterator[None]:
@@ -212,7 +223,7 @@ def run_cluster(directory: Path) -> Iterator[Cluster]:
             f"--service-account-private-key-file={accounts}",
             f"--root-ca-file={authority.certificate}",
         ]
-        stack.enter_context(
+        cluster.controllers = stack.enter_context(
             start_peer(
                 manager,
                 log_path=directory / "kube-controller-manager.log",

@@ -95,6 +95,21 @@ def test_a_deleted_namespace_takes_everything_with_it(cluster: Cluster, namespac
     assert "NotFound" in gone.stderr
 
 
+def test_a_namespace_that_is_deleted_during_a_restart_is_deleted_whole(
+    cluster: Cluster, namespace: str
+) -> None:
+    inner = f"{namespace}-2"
+    cluster.kubectl("create", "namespace", inner)
+    where = ["--namespace", inner]
+    cluster.kubectl("create", "deployment", "idle", "--image=idle", *where)
+    cluster.kubectl("delete", "namespace", inner, "--wait=false")
+    with cluster.api_server_down():
+        pass
+    cluster.kubectl("wait", "--for=delete", "namespace", inner, "--timeout=60s")
+    left = cluster.get("deployments,replicasets,pods", namespace=inner)
+    assert left["items"] == []
+
+
 async def test_our_own_client_is_the_administrator_or_an_account(
     cluster: Cluster, kube: Kube, namespace: str
 ) -> None:
