@@ -9,7 +9,7 @@ import trio
 from attrs import frozen
 
 from cluster.harness import Cluster
-from cluster.operator_kit import Api, new_settings, operator, sandbox, server
+from cluster.operator_kit import Api, condition, new_settings, operator, sandbox, server
 from kars_router.kube import Kube
 from kars_router.kube import resources as kinds
 
@@ -99,10 +99,14 @@ async def test_what_is_wrong_is_said(
     cluster: Cluster, definitions: None, kube: Kube, namespace: str, name: str
 ) -> None:
     symptom, api = SYMPTOMS[name], Api(kube, namespace)
+
+    def is_said(found: dict[str, Any] | None) -> bool:
+        said = condition(found, symptom.condition)
+        return said.get("reason") == symptom.reason and symptom.words in said["message"]
+
     async with operator(cluster.connection(), new_settings(), namespace):
         await api.apply(*symptom.objects)
-        found = await api.reason(kinds.KARS_SANDBOXES, "it", symptom.condition, symptom.reason)
-    assert symptom.words in found["message"]
+        await api.until(kinds.KARS_SANDBOXES, "it", is_said)
 
 
 async def test_a_namespace_that_does_not_admit_the_guard(
