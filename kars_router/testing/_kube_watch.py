@@ -118,11 +118,13 @@ class WatchBody:
         now = trio.current_time()
         if now >= self._ends:
             self._last = True
-        if self._bookmarks and (self._last or now >= self._next_bookmark):
+        due = now >= self._next_bookmark
+        if due:
             self._next_bookmark = now + self._bookmark_seconds
+        # To a watch from a version that is yet to come, a server says nothing at all.
+        reached = self._version <= self._store.version
+        if self._bookmarks and reached and (self._last or due):
             self._ready.append(_line("BOOKMARK", self._bookmark()))
-        elif now >= self._next_bookmark:
-            self._next_bookmark = now + self._bookmark_seconds
 
     def _bookmark(self) -> Manifest:
         return {

@@ -267,6 +267,15 @@ async def watching(scene: Scene) -> None:
         scene.record.append((labels, seen))
 
 
+async def watching_from_a_version_that_is_yet_to_come(scene: Scene) -> None:
+    kube, namespace = scene.kube, scene.namespace
+    async with kube.watch(
+        SERVICE_ACCOUNTS, namespace, resource_version="9" * 15, seconds=4
+    ) as events:
+        await kube.create(scene.object("ServiceAccount"))
+        scene.record.append([event.type async for event in events])
+
+
 async def discovering(scene: Scene) -> None:
     scene.record.append(await scene.kube.has(PODS))
     scene.record.append(await scene.kube.has(PODS.__class__("none.example", "v1", "xs", "X")))
@@ -288,6 +297,7 @@ async def discovering(scene: Scene) -> None:
         deleting,
         listing,
         watching,
+        watching_from_a_version_that_is_yet_to_come,
         discovering,
     ],
 )

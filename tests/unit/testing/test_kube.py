@@ -299,6 +299,21 @@ async def test_a_server_that_is_stopped_keeps_its_objects(autojump_clock: MockCl
         assert cluster.watching == 0
 
 
+async def test_a_version_that_is_yet_to_come_is_waited_for_in_silence(
+    autojump_clock: MockClock,
+) -> None:
+    cluster = FakeCluster(bookmark_seconds=60)
+    ahead = cluster.store.version + 2
+    async with cluster.open() as kube:
+        async with kube.watch(CONFIG_MAPS, resource_version=str(ahead), seconds=150) as events:
+            assert [event async for event in events] == []
+        async with kube.watch(CONFIG_MAPS, resource_version=str(ahead), seconds=150) as events:
+            for name in ("a", "b", "c"):
+                cluster.put(config_map(name))
+            found = [(event.type, event.resource_version) async for event in events]
+    assert found == [("ADDED", str(ahead + 1)), *[("BOOKMARK", str(ahead + 1))] * 3]
+
+
 async def test_the_log_may_be_short() -> None:
     cluster = FakeCluster(remember=2)
     for number in range(5):
