@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 from attrs import evolve
+from unit.cli.kubeconfig_kit import write_kubeconfig
 
 from kars_router.cli.egress_cluster import OTHER_POLICIES
 from kars_router.cli.main import main
@@ -98,14 +99,7 @@ def verify(cluster: FakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
     async def run(*args: str, table: bool = False) -> tuple[int, Any, str]:
         async with serve(cluster) as url:
-            text = {
-                "current-context": "here",
-                "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u"}}],
-                "clusters": [{"name": "c", "cluster": {"server": url}}],
-                "users": [{"name": "u", "user": {}}],
-            }
-            config = tmp_path / "config"
-            config.write_text(json.dumps(text))
+            config = write_kubeconfig(tmp_path / "config", url)
             more = () if table else ("-o", "json")
             words = ["egress", "verify", "--kubeconfig", str(config), *args, *more]
             status = await trio.to_thread.run_sync(main, words)
