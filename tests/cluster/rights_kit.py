@@ -12,6 +12,7 @@ from kars_operator import names
 from peers import REPOSITORY
 from ruamel.yaml import YAML
 
+from cluster.harness import Cluster
 from cluster.operator_kit import Api, Node, sandbox, server
 from kars_router.kube import resources as kinds
 
@@ -33,6 +34,13 @@ def documents(text: str) -> list[dict[str, Any]]:
 def manifests(name: str) -> list[dict[str, Any]]:
     """The objects in a file of the manifests."""
     return documents((MANIFESTS / name).read_text(encoding="utf-8"))
+
+
+def uninstall(cluster: Cluster) -> None:
+    """Take away all that the manifests make, but for the namespace, which takes time to go."""
+    files = [*(MANIFESTS / "operator").glob("*.yaml"), *(MANIFESTS / "options").glob("*.yaml")]
+    named = [f"--filename={file}" for file in files if "namespace.yaml" not in file.name]
+    cluster.kubectl("delete", "--ignore-not-found", *named)
 
 
 def granted(manifests: Iterable[Mapping[str, Any]]) -> set[Right]:

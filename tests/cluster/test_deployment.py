@@ -22,7 +22,7 @@ import pytest
 from peers import LOOPBACK, Peer, free_port, missing, start_peer
 
 from cluster.harness import Cluster
-from cluster.rights_kit import ACCOUNT, HOME, MANIFESTS
+from cluster.rights_kit import ACCOUNT, HOME, MANIFESTS, uninstall
 
 ENTRY_POINT: Final = "import sys; from kars_operator.main import main; sys.exit(main())"
 FILES: Final = "/run/secrets/kubernetes.io/serviceaccount"
@@ -32,7 +32,7 @@ FILES: Final = "/run/secrets/kubernetes.io/serviceaccount"
 def deployment(cluster: Cluster, definitions: None) -> Iterator[dict[str, Any]]:
     cluster.kubectl("apply", "--server-side", "-f", str(MANIFESTS / "operator"))
     yield cluster.get("deployment", ACCOUNT, HOME)
-    cluster.kubectl("delete", "deployment", ACCOUNT, "--namespace", HOME)
+    uninstall(cluster)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from cluster.rights_kit import (
     all_gone,
     granted,
     manifests,
+    uninstall,
     used,
     was_refused,
     whole_path,
@@ -56,7 +57,7 @@ NOT_SEEN: Final[frozenset[Right]] = frozenset(
 
 
 @pytest.fixture(scope="module")
-def installed(running_cluster: Cluster, definitions: None) -> Cluster:
+def installed(running_cluster: Cluster, definitions: None) -> Iterator[Cluster]:
     """A cluster in which everything has been applied as docs/operator.md says."""
     running_cluster.kubectl("apply", "--server-side", "-f", str(MANIFESTS / "operator"))
     running_cluster.kubectl("apply", "--server-side", "-f", str(MANIFESTS / "options"))
@@ -70,7 +71,9 @@ def installed(running_cluster: Cluster, definitions: None) -> Cluster:
     deadline = time.monotonic() + 60
     while HELD_BACK not in apply_as(running_cluster, account, FOREIGN, "default").stderr:
         assert time.monotonic() < deadline, "the admission policy is not in force"
-    return running_cluster
+    yield running_cluster
+    running_cluster.start_api_server()
+    uninstall(running_cluster)
 
 
 @pytest.fixture
