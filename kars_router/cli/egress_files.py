@@ -5,15 +5,14 @@ Owns what a document in a file is. Must not know what is made of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from attrs import define, field
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from kars_router.config.load import build
+from kars_router.config.manifest_files import Places, read_documents
 from kars_router.config.resources import (
     API_VERSION,
     KarsSandboxResource,
@@ -24,7 +23,6 @@ from kars_router.config.schema import Config
 from kars_router.egress import Service, service_from
 from kars_router.errors import ConfigError, UserError
 
-_ENDINGS: Final = frozenset({".yaml", ".yml", ".json"})
 _READ: Final = frozenset({"KarsSandbox", "McpServer", "Service"})
 # Whatever else a directory holds is somebody else's.
 _SERVICE: Final = "v1"
@@ -49,7 +47,10 @@ class Found:
     routers: dict[str, Config] = field(factory=dict, init=False)
     _servers: dict[Key, McpServerResource | str] = field(factory=dict, init=False)
     _services: dict[Key, Service] = field(factory=dict, init=False)
-    _seen: set[tuple[str, Key]] = field(factory=set, init=False)
+    _places: Places = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._places = Places(self.namespace)
 
     def server(self, namespace: str, name: str) -> McpServerResource | str | None:
         """An McpServer, or why it cannot be read, or None if there is none."""
@@ -59,36 +60,23 @@ class Found:
         """A Service, if it is in the files."""
         return self._services.get((namespace, name))
 
-    def take(self, document: object, source: Path) -> None:
+    def take(self, document: Mapping[str, Any], source: Path) -> None:
         """Takes a document.
 
         Raises:
             UserError: it cannot be used, or something of its name is there already.
         """
-        if document is None:
-            return
-        if not isinstance(document, Mapping):
-            raise UserError(f"{source}: holds a document that is no mapping of keys")
-        if document.get("kind") == "List":
-            for each in document.get("items") or ():
-                self.take(each, source)
-        elif "kind" in document or "apiVersion" in document:
+        if "kind" in document or "apiVersion" in document:
             self._take_resource(document, source)
         else:
             self._take_router(document, source)
 
     def _take_resource(self, manifest: Mapping[str, Any], source: Path) -> None:
-        kind = str(manifest.get("kind"))
-        if kind not in _READ or manifest.get("apiVersion") not in (API_VERSION, _SERVICE):
+        known = manifest.get("apiVersion") in (API_VERSION, _SERVICE)
+        if not known or str(manifest.get("kind")) not in _READ:
             return
-        metadata = manifest.get("metadata")
-        if not isinstance(metadata, Mapping) or not metadata.get("name"):
-            raise UserError(f"{source}: a {kind} has no metadata.name")
-        key = str(metadata.get("namespace") or self.namespace), str(metadata["name"])
-        if (kind, key) in self._seen:
-            raise UserError(f"{source}: {kind} {'/'.join(key)} is there twice; keep one")
-        self._seen.add((kind, key))
-        manifest = {**manifest, "metadata": {**metadata, "namespace": key[0]}}
+        (kind, namespace, name), manifest = self._places.take(manifest, source)
+        key = namespace, name
         if kind == "Service":
             self._services[key] = service_from(manifest)
             return
@@ -128,30 +116,6 @@ def read_files(paths: Iterable[Path], namespace: str) -> Found:
         UserError: one cannot be read or used; names it.
     """
     found = Found(namespace)
-    for path in paths:
-        for file in _files(path):
-            for document in _documents(file):
-                found.take(document, file)
+    for file, document in read_documents(paths):
+        found.take(document, file)
     return found
-
-
-def _files(path: Path) -> Iterator[Path]:
-    if not path.exists():
-        raise UserError(f"{path}: there is no such file or directory")
-    if not path.is_dir():
-        yield path
-        return
-    yield from (
-        each for each in sorted(path.rglob("*")) if each.suffix in _ENDINGS and each.is_file()
-    )
-
-
-def _documents(file: Path) -> list[Any]:
-    try:
-        return list(YAML(typ="safe", pure=True).load_all(file.read_text(encoding="utf-8")))
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: is no UTF-8 text") from None
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
-    except (YAMLError, ValueError) as error:
-        raise UserError(f"{file}: is no YAML: {' '.join(str(error).split())}") from error

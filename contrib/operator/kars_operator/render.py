@@ -1,24 +1,22 @@
 """All objects for the sandboxes in some files, without a cluster.
 
-Owns reading manifests from files and the order in which objects are printed, which depends on
-nothing but them.
+Owns the order in which objects are printed, which depends on nothing but the files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from attrs import define, field
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from kars_operator import plan
 from kars_operator.knowledge import structured
 from kars_operator.plan import Manifest
 from kars_operator.refs import Unusable, choose
 from kars_operator.settings import Settings
+from kars_router.config.manifest_files import Key, Places, read_documents
 from kars_router.config.resources import (
     API_VERSION,
     KarsSandboxResource,
@@ -28,8 +26,6 @@ from kars_router.config.resources import (
 from kars_router.egress import Place, Service, service_from
 from kars_router.errors import ConfigError, UserError
 from kars_router.plugins import Plugins
-
-_ENDINGS: Final = frozenset({".yaml", ".yml", ".json"})
 
 
 @define(eq=False)
@@ -41,26 +37,23 @@ class Files:
     """
 
     namespace: str
-    found: dict[tuple[str, str, str], Mapping[str, Any]] = field(factory=dict, init=False)
-    parsed: dict[tuple[str, str, str], Any] = field(factory=dict, init=False)
+    found: dict[Key, Mapping[str, Any]] = field(factory=dict, init=False)
+    parsed: dict[Key, Any] = field(factory=dict, init=False)
+    _places: Places = field(init=False)
 
-    def add(self, manifest: Mapping[str, Any], source: str) -> None:
+    def __attrs_post_init__(self) -> None:
+        self._places = Places(self.namespace)
+
+    def add(self, manifest: Mapping[str, Any], source: Path) -> None:
         """Takes a manifest.
 
         Raises:
             UserError: it is none, or there is another one of the same name.
         """
-        metadata = manifest.get("metadata")
-        kind, name = manifest.get("kind"), (metadata or {}).get("name")
-        if not isinstance(kind, str) or not isinstance(metadata, Mapping) or not name:
-            raise UserError(f"{source}: there is a document without kind or metadata.name in it")
-        namespace = metadata.get("namespace") or self.namespace
-        key = kind, namespace, str(name)
-        if key in self.found:
-            raise UserError(f"{source}: {kind} {namespace}/{name} is there twice; keep one")
-        self.found[key] = {**manifest, "metadata": {**metadata, "namespace": namespace}}
+        key, placed = self._places.take(manifest, source)
+        self.found[key] = placed
         if manifest.get("apiVersion") == API_VERSION:
-            self.parsed[key] = structured(dict(self.found[key]))
+            self.parsed[key] = structured(dict(placed))
 
     def sandboxes(self) -> list[KarsSandboxResource]:
         """The sandboxes, by namespace and name.
@@ -107,11 +100,8 @@ def read(paths: Iterable[Path], namespace: str) -> Files:
         UserError: one cannot be read; names it.
     """
     files = Files(namespace)
-    for path in paths:
-        for file in _files(path):
-            for document in _documents(file):
-                for manifest in _manifests(document):
-                    files.add(manifest, str(file))
+    for file, manifest in read_documents(paths):
+        files.add(manifest, file)
     return files
 
 
@@ -158,37 +148,3 @@ def render(
         if not made.image:
             warnings.append(f"{where}: no image for the agent; set spec.agent.image")
     return objects, warnings
-
-
-def _files(path: Path) -> Iterator[Path]:
-    if not path.exists():
-        raise UserError(f"{path}: there is no such file or directory")
-    if not path.is_dir():
-        yield path
-        return
-    for each in sorted(path.rglob("*")):
-        if each.suffix in _ENDINGS and each.is_file():
-            yield each
-
-
-def _documents(file: Path) -> list[Any]:
-    try:
-        text = file.read_text(encoding="utf-8")
-        return list(YAML(typ="safe", pure=True).load_all(text))
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: it is not UTF-8 text") from None
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
-    except YAMLError as error:
-        raise UserError(f"{file}: it is no YAML: {' '.join(str(error).split())}") from error
-
-
-def _manifests(document: Any) -> Iterator[Mapping[str, Any]]:
-    if document is None:
-        return
-    found = [document]
-    if isinstance(document, Mapping) and document.get("kind") == "List":
-        items = document.get("items") or []
-        found = items if isinstance(items, list) else [items]
-    for each in found:
-        yield each if isinstance(each, Mapping) else {}

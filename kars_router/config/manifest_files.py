@@ -1,0 +1,110 @@
+"""Reading manifests from files and directories, as `kubectl apply -f` finds them.
+
+Owns which files are read, what a document in them is, and that no name stands there twice. Must
+not know what any kind means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from attrs import define, field
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from kars_router.errors import UserError
+
+Manifest = Mapping[str, Any]
+Key = tuple[str, str, str]  # kind, namespace and name
+
+_ENDINGS: Final = frozenset({".yaml", ".yml", ".json"})
+
+
+@define(eq=False)
+class Places:
+    """Where the resources of some files are.
+
+    Args:
+        namespace: of those that name none.
+    """
+
+    namespace: str
+    _taken: set[Key] = field(factory=set, init=False)
+
+    def take(self, manifest: Manifest, source: Path) -> tuple[Key, Manifest]:
+        """Gives a resource its place.
+
+        Returns:
+            The place, and the manifest with the namespace in it.
+
+        Raises:
+            UserError: it has no kind or no name, or another one has that place already.
+        """
+        kind, metadata = manifest.get("kind"), manifest.get("metadata")
+        if not isinstance(kind, str) or not kind:
+            raise UserError(f"{source}: holds a document without a kind")
+        if not isinstance(metadata, Mapping) or not metadata.get("name"):
+            raise UserError(f"{source}: a {kind} has no metadata.name")
+        namespace = str(metadata.get("namespace") or self.namespace)
+        key = kind, namespace, str(metadata["name"])
+        if key in self._taken:
+            raise UserError(f"{source}: {kind} {namespace}/{key[2]} is there twice; keep one")
+        self._taken.add(key)
+        return key, {**manifest, "metadata": {**metadata, "namespace": namespace}}
+
+
+def read_documents(paths: Iterable[Path]) -> Iterator[tuple[Path, Manifest]]:
+    """Reads files, and the files of directories and of those in them.
+
+    Args:
+        paths: files or directories.
+
+    Returns:
+        What is in them, each with its file; what is in a `List` one by one.
+
+    Raises:
+        UserError: one cannot be read; names it.
+    """
+    for path in paths:
+        for file in _files(path):
+            for document in _documents(file):
+                yield from ((file, each) for each in _mappings(document, file))
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file or directory")
+    if not path.is_dir():
+        yield path
+        return
+    for each in sorted(path.rglob("*")):
+        if each.suffix in _ENDINGS and each.is_file():
+            yield each
+
+
+def _documents(file: Path) -> list[object]:
+    try:
+        return list(YAML(typ="safe", pure=True).load_all(file.read_text(encoding="utf-8")))
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: is no UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: is no YAML: {' '.join(str(error).split())}") from error
+
+
+def _mappings(document: object, file: Path) -> Iterator[Manifest]:
+    if document is None:
+        return
+    if not isinstance(document, Mapping):
+        raise UserError(f"{file}: holds a document that is no mapping of keys")
+    if document.get("kind") != "List":
+        yield document
+        return
+    items = document.get("items") or []
+    if not isinstance(items, list):
+        raise UserError(f"{file}: holds a List whose items are no list")
+    for each in items:
+        yield from _mappings(each, file)
