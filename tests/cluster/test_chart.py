@@ -170,6 +170,18 @@ def test_a_value_that_cannot_be_meant_is_refused(tmp_path: Path, mistake: str) -
     assert mistake.partition("=")[0].rpartition(".")[2] in done.stderr
 
 
+def test_the_defaults_are_installed_and_taken_away(cluster: Cluster, namespace: str) -> None:
+    where = ["--namespace", namespace, "--kubeconfig", str(cluster.admin)]
+    helm("install", "some", str(CHART), *where, **cluster.environment())
+    defined = cluster.get("customresourcedefinitions")["items"]
+    assert "karssandboxes.kars.azure.com" in {each["metadata"]["name"] for each in defined}
+    wait = ["wait", "--for=create", "--timeout=60s", "--namespace", namespace]
+    cluster.kubectl(*wait, "pod", f"--selector=app.kubernetes.io/name={ACCOUNT}")
+    helm("uninstall", "some", *where, "--wait", **cluster.environment())
+    for kind in ("clusterrole", "clusterrolebinding", "validatingadmissionpolicy"):
+        assert cluster.try_kubectl("get", kind, "some").returncode == 1
+
+
 async def test_an_account_of_one_namespace(
     cluster: Cluster, definitions: None, kube: Kube, namespace: str, tmp_path: Path
 ) -> None:
