@@ -173,7 +173,7 @@ def test_what_a_command_pays_for_it(copy: Copy) -> None:
     checked(copy)
     copy.show(*COMMAND)
     with_it, without = [], []
-    for _ in range(10):
+    for _ in range(6):
         with_it.append(_timed(copy))
         without.append(_timed(copy, KARS_NO_UPDATE_CHECK="1"))
     # The best of each: what else the machine does only ever adds to it.
