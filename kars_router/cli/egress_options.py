@@ -1,4 +1,7 @@
-"""Options of several `kars egress` commands: where a sandbox is, and how the operator makes it."""
+"""Options of several commands: where a sandbox is, and how the operator makes it.
+
+`kars-operator` has them as well, so that what `kars egress` is told can be what the operator was.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,10 @@ import click
 
 from kars_router.egress import DEFAULT_DOMAIN, Dns
 from kars_router.egress.names import is_domain, is_namespace
+from kars_router.egress.sandbox import NAMESPACE_PREFIX, OPERATOR_NAMESPACE
+from kars_router.guard import ADMIN_PORT
 
 F = TypeVar("F", bound=Callable[..., object])
-
-OPERATOR_NAMESPACE: Final = "kars-system"
-NAMESPACE_PREFIX: Final = "kars-"
-ADMIN_PORT: Final = 9090
 
 
 def check_namespace(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -37,8 +38,8 @@ def _network(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
     for value in values:
         try:
             ipaddress.ip_network(value)
-        except ValueError:
-            raise click.BadParameter(f"{value} is no network such as 169.254.20.10/32") from None
+        except ValueError as error:
+            raise click.BadParameter(f"{error}; give a block such as 169.254.20.10/32") from error
     return values
 
 
@@ -64,14 +65,13 @@ domain_option = click.option(
     help="The cluster's DNS domain.",
 )
 
-_OPTIONS: Final = (
+_PLACES: Final = (
     click.option(
         "--placement",
         type=click.Choice(("same", "own")),
         default="same",
         show_default=True,
-        help="Where the operator puts a sandbox's pods: beside its KarsSandbox, or in a namespace "
-        "of their own.",
+        help="Where a sandbox's objects are: beside its KarsSandbox, or in a namespace of its own.",
     ),
     click.option(
         "--namespace-prefix",
@@ -80,14 +80,8 @@ _OPTIONS: Final = (
         show_default=True,
         help="What the names of sandboxes' own namespaces begin with.",
     ),
-    click.option(
-        "--operator-namespace",
-        metavar="NS",
-        default=OPERATOR_NAMESPACE,
-        show_default=True,
-        callback=check_namespace,
-        help="Where the operator is; only from there may routers be asked what they enforce.",
-    ),
+)
+_NETWORK: Final = (
     click.option(
         "--admin-port",
         type=click.IntRange(1, 65_535),
@@ -123,11 +117,28 @@ _OPTIONS: Final = (
 )
 
 
-def operator_options(command: F) -> F:
-    """Adds what the operator was told when it was started, for `Operator.told`."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+def operator_options(*, namespace_variable: str | None = None) -> Callable[[F], F]:
+    """Adds what the operator is told when it is started.
+
+    Args:
+        namespace_variable: the variable that says where the operator is, if there is one.
+    """
+    own = click.option(
+        "--operator-namespace",
+        metavar="NS",
+        envvar=namespace_variable,
+        default=OPERATOR_NAMESPACE,
+        show_default=True,
+        callback=check_namespace,
+        help="Where the operator is; only from there may routers be asked what they enforce.",
+    )
+
+    def add(command: F) -> F:
+        for option in reversed((*_PLACES, own, *_NETWORK)):
+            command = option(command)
+        return command
+
+    return add
 
 
 def take_dns(given: dict[str, Any]) -> Dns:

@@ -63,7 +63,7 @@ _ROUTER: Final = "kars-router"  # a policy that no sandbox gives its name to
     help="A custom resource that the cluster has, for plugins, such as "
     "ciliumnetworkpolicies.cilium.io; may be repeated.",
 )
-@operator_options
+@operator_options()
 @click.option(
     "-o",
     "--output",

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     help="Do not mind policies of other kinds, which are not evaluated.",
 )
 @cluster_options
-@operator_options
+@operator_options()
 @output_option
 @click.pass_context
 def command(

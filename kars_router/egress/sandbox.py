@@ -17,6 +17,9 @@ from kars_router.egress.values import Rule
 from kars_router.model import ServerInfo
 
 OPERATOR: Final = "kars-operator"
+# Where it is, and what the names of sandboxes' own namespaces begin with, if nothing else is said.
+OPERATOR_NAMESPACE: Final = "kars-system"
+NAMESPACE_PREFIX: Final = "kars-"
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 SANDBOX: Final = "kars.azure.com/sandbox"
 SANDBOX_NAMESPACE: Final = "kars.azure.com/sandbox-namespace"

@@ -6,7 +6,6 @@ name, which is how a Deployment sets them.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import signal
 import sys
@@ -19,11 +18,15 @@ import trio
 
 from kars_operator._version import __version__
 from kars_operator.settings import Placement, Settings
+from kars_router.cli.egress_options import (
+    check_namespace,
+    check_pairs,
+    operator_options,
+    take_dns,
+)
 from kars_router.cli.errors import Boundary
 from kars_router.config.addresses import parse_listen
 from kars_router.config.frozenmap import FrozenMap
-from kars_router.egress import DEFAULT_DOMAIN, Dns
-from kars_router.egress.names import is_domain, is_namespace
 from kars_router.telemetry import configure_logging, log
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -68,29 +71,6 @@ _debug = click.option(
 )
 
 
-def _namespace(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    if value and not is_namespace(value):
-        raise click.BadParameter(
-            "it must be the name of a namespace, such as tools", param=parameter
-        )
-    return value
-
-
-def _domain(_: click.Context, __: click.Parameter, value: str) -> str:
-    if not is_domain(value):
-        raise click.BadParameter(f"it must be a domain such as {DEFAULT_DOMAIN}")
-    return value
-
-
-def _networks(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    for value in values:
-        try:
-            ipaddress.ip_network(value)
-        except ValueError as error:
-            raise click.BadParameter(f"{error}; give a block such as 169.254.20.10/32") from error
-    return values
-
-
 def _address(_: click.Context, __: click.Parameter, value: str) -> str:
     try:
         if value and parse_listen(value).path:
@@ -100,14 +80,14 @@ def _address(_: click.Context, __: click.Parameter, value: str) -> str:
     return value
 
 
-def _pairs(_: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    pairs = {}
-    for value in values:
-        key, equals, text = value.partition("=")
-        if not key or not equals or not text:
-            raise click.BadParameter(f"{value!r} is not of the form KEY=VALUE", param=parameter)
-        pairs[key] = text
-    return pairs
+def _images(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    images = check_pairs(context, parameter, values)
+    for runtime, image in images.items():
+        if not image:
+            raise click.BadParameter(f"{runtime} has no image", param=parameter)
+    return images
 
 
 _MAKING = (
@@ -123,62 +103,8 @@ _MAKING = (
         "agent_images",
         metavar="RUNTIME=IMAGE",
         multiple=True,
-        callback=_pairs,
+        callback=_images,
         help="Image of the agent for sandboxes of a runtime that name none; may be repeated.",
-    ),
-    click.option(
-        "--placement",
-        type=click.Choice([each.value for each in Placement]),
-        default=Placement.SAME.value,
-        show_default=True,
-        help="Where a sandbox's objects are: beside its KarsSandbox, or in a namespace of its own.",
-    ),
-    click.option(
-        "--namespace-prefix",
-        default=Settings().namespace_prefix,
-        show_default=True,
-        help="What the names of sandboxes' own namespaces begin with.",
-    ),
-    click.option(
-        "--operator-namespace",
-        metavar="NS",
-        envvar="POD_NAMESPACE",
-        default=Settings().operator_namespace,
-        show_default=True,
-        callback=_namespace,
-        help="Where the operator is; only from there may routers be asked what they enforce.",
-    ),
-    click.option(
-        "--cluster-domain",
-        metavar="D",
-        default=DEFAULT_DOMAIN,
-        show_default=True,
-        callback=_domain,
-        help="The cluster's DNS domain.",
-    ),
-    click.option(
-        "--dns-namespace",
-        metavar="NS",
-        default="kube-system",
-        show_default=True,
-        callback=_namespace,
-        help="Where the cluster's DNS is.",
-    ),
-    click.option(
-        "--dns-label",
-        "dns_labels",
-        metavar="KEY=VALUE",
-        multiple=True,
-        callback=_pairs,
-        help="Labels of the pods of the cluster's DNS; k8s-app=kube-dns if none is given.",
-    ),
-    click.option(
-        "--dns-network",
-        "dns_networks",
-        metavar="CIDR",
-        multiple=True,
-        callback=_networks,
-        help="Where names are looked up as well, such as the cache of a node; may be repeated.",
     ),
     click.option(
         "--agent-port",
@@ -186,13 +112,6 @@ _MAKING = (
         default=8443,
         show_default=True,
         help="The router's port for agents, on loopback.",
-    ),
-    click.option(
-        "--admin-port",
-        type=click.IntRange(1, 65535),
-        default=9090,
-        show_default=True,
-        help="The router's port for health, metrics and status.",
     ),
     click.option(
         "--pull-secret",
@@ -206,15 +125,13 @@ _MAKING = (
 
 def _making(command: F) -> F:
     """Adds the options that say how sandboxes are made."""
-    for option in reversed(_MAKING):
+    for option in reversed((*_MAKING, operator_options(namespace_variable="POD_NAMESPACE"))):
         command = option(command)
     return command
 
 
 def _settings(given: dict[str, Any]) -> Settings:
-    labels = given.pop("dns_labels") or {"k8s-app": "kube-dns"}
-    networks = given.pop("dns_networks")
-    dns = Dns(namespace=given.pop("dns_namespace"), pod_labels=labels, networks=networks)
+    dns = take_dns(given)
     images = FrozenMap(given.pop("agent_images"))
     placement = Placement(given.pop("placement"))
     return Settings(dns=dns, agent_images=images, placement=placement, **given)
@@ -231,7 +148,9 @@ def operator() -> None:
 
 @operator.command("run")
 @_making
-@click.option("--namespace", "-n", metavar="NS", callback=_namespace, help="Look at this one only.")
+@click.option(
+    "--namespace", "-n", metavar="NS", callback=check_namespace, help="Look at this one only."
+)
 @click.option("--kubeconfig", type=click.Path(path_type=Path), help="How to reach the cluster.")
 @click.option("--context", "kube_context", metavar="NAME", help="The context in the kubeconfig.")
 @click.option(
@@ -337,7 +256,7 @@ async def _heed(signals: Any, stop: trio.Event, scope: trio.CancelScope) -> None
     metavar="NS",
     default="default",
     show_default=True,
-    callback=_namespace,
+    callback=check_namespace,
     help="Where resources are that name no namespace.",
 )
 @click.option(

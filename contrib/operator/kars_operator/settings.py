@@ -11,7 +11,8 @@ from attrs import field, frozen
 from kars_operator import names
 from kars_router.config.frozenmap import FrozenMap
 from kars_router.egress import DEFAULT_DOMAIN, Dns
-from kars_router.guard import Guard, Uids
+from kars_router.egress.sandbox import NAMESPACE_PREFIX, OPERATOR_NAMESPACE
+from kars_router.guard import ADMIN_PORT, Guard, Uids
 
 _NO_IMAGES: Final[Mapping[str, str]] = FrozenMap()
 
@@ -47,12 +48,12 @@ class Settings:
     router_image: str = "kars-router:latest"
     agent_images: Mapping[str, str] = field(default=_NO_IMAGES)
     placement: Placement = Placement.SAME
-    namespace_prefix: str = "kars-"
-    operator_namespace: str = "kars-system"
+    namespace_prefix: str = NAMESPACE_PREFIX
+    operator_namespace: str = OPERATOR_NAMESPACE
     cluster_domain: str = DEFAULT_DOMAIN
     dns: Dns = field(factory=Dns)
     agent_port: int = 8443
-    admin_port: int = 9090
+    admin_port: int = ADMIN_PORT
     grace: int = 25
     pull_secrets: tuple[str, ...] = ()
 

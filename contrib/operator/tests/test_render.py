@@ -157,6 +157,7 @@ def test_options_come_from_variables_too(
     ("words", "said"),
     [
         (["--agent-image", "x"], "KEY=VALUE"),
+        (["--agent-image", "BYO="], "BYO has no image"),
         (["--dns-network", "x"], "169.254.20.10/32"),
         (["--cluster-domain", "a b"], "cluster.local"),
         (["--operator-namespace", "A"], "namespace"),
