@@ -63,8 +63,8 @@ def programs() -> dict[str, Path]:
 class Cluster:
     """A running API server with RBAC and the default admission plugins. Made by `run_cluster`.
 
-    `admin` is the kubeconfig of a member of system:masters; `controllers` is kube-controller-manager,
-    which is paused while the API server is down.
+    `admin` is the kubeconfig of a member of system:masters, `controllers` is
+    kube-controller-manager, which is paused while the API server is down.
     """
 
     url: str
