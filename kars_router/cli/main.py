@@ -32,6 +32,7 @@ COMMANDS = {
     "mcp": "Look after the McpServer resources of a cluster.",
     "egress": "Explain what egress a server needs.",
     "update": "Look for a newer release and install it.",
+    "upgrade": "Upgrade the operator in a cluster.",
     "guard": "Leave the router as the agent's only way out of the pod.",
 }
 

@@ -249,6 +249,7 @@ class Kube:
         *,
         uid: str | None = None,
         propagation: str = "Background",
+        dry_run: bool = False,
     ) -> None:
         """Deletes an object; that it is not there is fine.
 
@@ -258,6 +259,7 @@ class Kube:
             namespace: None for the connection's.
             uid: the very object that is meant; `ConflictError` if another has its name now.
             propagation: what becomes of what it owns: `Background`, `Foreground` or `Orphan`.
+            dry_run: go through all of it, but keep the object.
         """
         options: Manifest = {
             "apiVersion": "v1",
@@ -269,7 +271,13 @@ class Kube:
         path = resource.path(self._namespace(namespace), name)
         try:
             await self._requests.ask(
-                Request(method="DELETE", path=path, body=options, repeatable=True)
+                Request(
+                    method="DELETE",
+                    path=path,
+                    query={"dryRun": "All"} if dry_run else {},
+                    body=options,
+                    repeatable=True,
+                )
             )
         except NotFoundError:
             return

@@ -2,6 +2,8 @@
 
     python -P -m kars_router.update note UNTIL        remembers what it finds
     python -P -m kars_router.update answer SECONDS    prints what it finds, line by line
+    python -P -m kars_router.update notes SINCE UNTIL SECONDS
+                                                      likewise, what is written about releases
 
 UNTIL is a time of the monotonic clock, which all processes of a system share: the start of this one
 counts.
@@ -32,6 +34,9 @@ def main(arguments: Sequence[str]) -> int:
         case ["answer", given]:
             _end_after(float(given))
             return _answer(float(given))
+        case ["notes", since, until, given]:
+            _end_after(float(given))
+            return _notes(since, until, float(given))
         case _:
             return 2
 
@@ -74,6 +79,16 @@ def _answer(seconds: float) -> int:
     for found in look(find(), os.environ, seconds=seconds * (1 - _RESERVE), every=True):
         sys.stdout.buffer.write(dump(found))
         sys.stdout.buffer.flush()
+    return 0
+
+
+def _notes(since: str, until: str, seconds: float) -> int:
+    from kars_router.update.findings import dump
+    from kars_router.update.installation import find
+    from kars_router.update.look import notes_between
+
+    found = notes_between(find(), since, until, seconds=seconds * (1 - _RESERVE))
+    sys.stdout.buffer.write(dump(found))
     return 0
 
 

@@ -19,8 +19,23 @@ def ask(seconds: float, *, debug: bool = False) -> Findings:
         seconds: how long that may take.
         debug: whether what goes wrong in the process is shown on stderr.
     """
+    return _answer(("answer", str(seconds)), seconds, debug=debug)
+
+
+def ask_notes(since: str, until: str, seconds: float) -> Findings:
+    """Asks for the lines about the releases after one and up to another; there may be none.
+
+    Args:
+        since: the version after which it begins.
+        until: the last one.
+        seconds: how long that may take.
+    """
+    return _answer(("notes", since, until, str(seconds)), seconds)
+
+
+def _answer(words: tuple[str, ...], seconds: float, *, debug: bool = False) -> Findings:
     with subprocess.Popen(  # noqa: S603 (our own interpreter)
-        [sys.executable, *LOOK, "answer", str(seconds)],
+        [sys.executable, *LOOK, *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=None if debug else subprocess.DEVNULL,

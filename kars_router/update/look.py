@@ -28,6 +28,7 @@ from kars_router.update.versions import is_newer
 
 _LONGEST_PAGE: Final = 4 * 1024 * 1024
 _LONGEST_NOTES: Final = 2 * 1024 * 1024
+_NO_PLACE: Final = "the package does not name a repository with its notes"
 _PYTHON: Final = ".".join(map(str, sys.version_info[:3]))
 
 
@@ -64,7 +65,7 @@ def look(
         newer=tuple(each for each in offered if is_newer(each, __version__)),
         newest=offered[-1],
         page=notes.page,
-        notes_problem="" if notes.api else "the package does not name a repository with its notes",
+        notes_problem="" if notes.api else _NO_PLACE,
     )
     yield found
     if found.newer and notes.api:
@@ -132,3 +133,40 @@ def _with_notes(found: Findings, notes: Place, deadline: float, *, every: bool) 
     summaries = {version: lines[version] for version in found.newer if lines.get(version)}
     problem = "" if summaries else "nothing is written about these releases"
     return evolve(found, summaries=summaries, notes_problem=problem)
+
+
+def notes_between(
+    installation: Installation | None, since: str, until: str, *, seconds: float
+) -> Findings:
+    """Looks for the lines about releases that are known already.
+
+    Args:
+        installation: whose notes they are; None if it was not installed at all.
+        since: the version after which it begins.
+        until: the last one.
+        seconds: how long this may take, as far as it is up to us.
+    """
+    if installation is None:
+        return Findings(notes_problem="this copy was not installed as a package")
+    notes = changelog.place(installation.urls)
+    found = Findings(
+        newer=(until,),
+        newest=until,
+        page=notes.page,
+        notes_problem="" if notes.api else _NO_PLACE,
+    )
+    if not notes.api:
+        return found
+    client = Client(Wire(), deadline=time.monotonic() + seconds, longest=_LONGEST_NOTES)
+    try:
+        answer = client.get(notes.several(), accept=changelog.ACCEPT)
+    except FetchError as error:
+        return evolve(found, notes_problem=f"the place of the release notes {error}")
+    lines = {
+        version: line
+        for version, line in changelog.summaries(answer.body).items()
+        if line and is_newer(version, since) and not is_newer(version, until)
+    }
+    newer = sorted({*lines, until}, key=Version)
+    problem = "" if lines else "nothing is written about these releases"
+    return evolve(found, newer=tuple(newer), summaries=lines, notes_problem=problem)
