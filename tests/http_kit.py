@@ -263,7 +263,7 @@ class Authority:
     def create(cls, folder: Path, name: str = "test authority") -> Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        builder = _builder(subject, subject, key).add_extension(
+        builder = certificate_builder(subject, subject, key).add_extension(
             x509.BasicConstraints(ca=True, path_length=None), critical=True
         )
         builder = builder.add_extension(_ca_usage(), critical=True)
@@ -284,7 +284,7 @@ class Authority:
             except ValueError:
                 names.append(x509.DNSName(host))
         certificate = (
-            _builder(subject, self._name, key)
+            certificate_builder(subject, self._name, key)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .sign(self._key, hashes.SHA256())
         )
@@ -316,9 +316,10 @@ def _ca_usage() -> x509.KeyUsage:
     )
 
 
-def _builder(
+def certificate_builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
 ) -> x509.CertificateBuilder:
+    """A certificate for a day, without extensions and not signed yet."""
     now = dt.datetime.now(dt.UTC)
     return (
         x509.CertificateBuilder()

@@ -21,6 +21,7 @@ import random
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -204,7 +205,9 @@ def start_peer(
         if port is not None:
             peer.wait_for(lambda: _accepts(port), f"port {port} accepts", deadline)
         if ready_url is not None:
-            peer.wait_for(lambda: _status(ready_url) is not None, f"{ready_url} answers", deadline)
+            peer.wait_for(
+                lambda: status_of(ready_url) is not None, f"{ready_url} answers", deadline
+            )
         if ready is not None:
             peer.wait_for(lambda: ready(peer), "it said it was ready", deadline)
         yield peer
@@ -227,7 +230,7 @@ class RunningRouter:
     def wait_until_ready(self, deadline: float = 30.0) -> None:
         """Return once `/readyz` says 200. Fails the test after `deadline` seconds."""
         url = f"{self.admin_url}/readyz"
-        self.process.wait_for(lambda: _status(url) == 200, f"{url} says 200", deadline)
+        self.process.wait_for(lambda: status_of(url) == 200, f"{url} says 200", deadline)
 
 
 @contextlib.contextmanager
@@ -353,11 +356,11 @@ def _accepts(port: int) -> bool:
     return True
 
 
-def _status(url: str) -> int | None:
+def status_of(url: str, trusted: ssl.SSLContext | None = None) -> int | None:
     """Status of the answer to a GET of `url`; None without an answer."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    handlers = [urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusted)]
     try:
-        with direct.open(url, timeout=2) as answer:
+        with urllib.request.build_opener(*handlers).open(url, timeout=5) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as answer:
         answer.close()

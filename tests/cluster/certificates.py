@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from http_kit import certificate_builder
 from peers import LOOPBACK
 
 _HOSTS = ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc")
@@ -50,7 +50,7 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         usage = ExtendedKeyUsageOID.SERVER_AUTH if names else ExtendedKeyUsageOID.CLIENT_AUTH
         builder = (
-            _builder(_name(name, groups), self._name, key)
+            certificate_builder(_name(name, groups), self._name, key)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         )
@@ -68,7 +68,7 @@ def new_authority(directory: Path) -> Authority:
     key = ec.generate_private_key(ec.SECP256R1())
     name = _name("test cluster", [])
     certificate = (
-        _builder(name, name, key)
+        certificate_builder(name, name, key)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )
@@ -97,21 +97,6 @@ def _name(name: str, groups: Sequence[str]) -> x509.Name:
     """Kubernetes takes the common name for the user and each organisation for a group."""
     organisations = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in groups]
     return x509.Name([*organisations, x509.NameAttribute(NameOID.COMMON_NAME, name)])
-
-
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
-) -> x509.CertificateBuilder:
-    now = dt.datetime.now(dt.UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(minutes=5))
-        .not_valid_after(now + dt.timedelta(days=1))
-    )
 
 
 def _pem(certificate: x509.Certificate) -> bytes:

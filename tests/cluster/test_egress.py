@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.cli_kit import run_kars
 from cluster.harness import Cluster
 from kars_router.egress.reach import types
 
@@ -21,16 +20,7 @@ READS: dict[str, list[str]] = {
 
 
 def kars(cluster: Cluster, *words: str, given: str = "") -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "kars_router", "egress", *words],
-        input=given,
-        env=cluster.environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr
+    done = run_kars(cluster, "egress", *words, given=given)
     return done.returncode, done.stdout, done.stderr
 
 

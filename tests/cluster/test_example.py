@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Final
 
 import trio
 from peers import REPOSITORY
 
+from cluster.cli_kit import run_kars
 from cluster.harness import Cluster
 from cluster.operator_kit import Api, Node, condition, new_settings, operator
 from kars_router.kube import Kube
@@ -58,10 +58,8 @@ async def test_one_line_is_all_there_is_to_do(
 
 def verify(cluster: Cluster, admin_port: int) -> subprocess.CompletedProcess[str]:
     """Whether the cluster opens what the sandbox declares, and no more."""
-    command = [sys.executable, "-m", "kars_router", "egress", "verify", "browser"]
-    command += ["--namespace", "agents", "--operator-namespace", "agents"]
-    command += ["--admin-port", str(admin_port), "--kubeconfig", str(cluster.admin)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    words = ["--namespace", "agents", "--operator-namespace", "agents"]
+    return run_kars(cluster, "egress", "verify", "browser", *words, "--admin-port", str(admin_port))
 
 
 def egress(policy: dict[str, Any] | None) -> list[dict[str, Any]]:

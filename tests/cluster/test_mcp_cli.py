@@ -5,24 +5,18 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from unit.cli.mcp_kit import FLAGS, SPEC
 
+from cluster.cli_kit import run_kars
 from cluster.harness import Cluster
 
 Kars = Callable[..., subprocess.CompletedProcess[str]]
 
-FLAGS = (
-    *("--url", "https://web.example.com/mcp", "--production-mode"),
-    *("--oauth-issuer", "https://issuer.example.com", "--oauth-audience", "web"),
-    *("--oauth-resource", "https://web.example.com/mcp", "--scope", "read", "--scope", "write"),
-    *("--allowed-tool", "get_*", "--allowed-tool", "list", "--display-name", "The web"),
-    *("--allowed-sandbox-label", "team=a", "--bearer-from-env", "WEB_TOKEN"),
-)
 PLAIN = ("--url", "http://web:8080/mcp", "--allowed-tool", "*")
 
 
@@ -32,17 +26,7 @@ def kars(cluster: Cluster, definitions: None, namespace: str) -> Kars:
 
     def run(*words: str, given: str = "") -> subprocess.CompletedProcess[str]:
         place = () if "-A" in words else ("-n", namespace)
-        done = subprocess.run(
-            [sys.executable, "-m", "kars_router", "mcp", *words, *place],
-            input=given,
-            env=cluster.environment(),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert "Traceback" not in done.stderr
-        return done
+        return run_kars(cluster, "mcp", *words, *place, given=given)
 
     return run
 
@@ -59,20 +43,7 @@ def test_every_flag_is_taken_by_the_cluster(kars: Kars, cluster: Cluster, namesp
     made = kars("apply", "web", *FLAGS)
     assert (made.returncode, made.stdout) == (0, f"McpServer {namespace}/web created\n")
     found = server(cluster, namespace)
-    assert found["spec"] == {
-        "url": "https://web.example.com/mcp",
-        "productionMode": True,
-        "oauth": {
-            "issuer": "https://issuer.example.com",
-            "audience": "web",
-            "resource": "https://web.example.com/mcp",
-        },
-        "scopes": ["read", "write"],
-        "allowedTools": ["get_*", "list"],
-        "displayName": "The web",
-        "allowedSandboxes": {"matchLabels": {"team": "a"}},
-        "bearerFromEnv": "WEB_TOKEN",
-    }
+    assert found["spec"] == SPEC
     assert {each["manager"] for each in _managers(cluster, namespace)} == {"kars-cli"}
 
     assert kars("apply", "web", *FLAGS).stdout == f"McpServer {namespace}/web unchanged\n"
@@ -169,14 +140,7 @@ def test_servers_are_listed_shown_and_deleted(kars: Kars, cluster: Cluster, name
 
 
 def test_what_the_server_alone_can_know_is_told(kars: Kars, cluster: Cluster) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "kars_router", "mcp", "apply", "web", *PLAIN, "-n", "no-such-place"],
-        env=cluster.environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_kars(cluster, "mcp", "apply", "web", *PLAIN, "-n", "no-such-place")
     assert done.returncode == 1
     assert 'namespaces "no-such-place" not found' in done.stderr
     assert done.stderr.count("\n") == 1

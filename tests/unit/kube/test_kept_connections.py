@@ -28,6 +28,15 @@ async def open_on(
         yield kube, server
 
 
+async def answers_but_watches(peer: Peer) -> None:
+    """Answers requests; of a watch only the head comes."""
+    while request := await peer.request():
+        if b"watch=true" in request:
+            await peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            await trio.sleep_forever()
+        await peer.send(ok(POD))
+
+
 def hangs_up_on(*numbers: int) -> tuple[Callable[[Peer], Awaitable[None]], list[str]]:
     """Answers, but hangs up on the requests with these numbers, having read them."""
     seen: list[str] = []
@@ -136,15 +145,8 @@ async def test_a_compressed_answer_is_not_unpacked(autojump_clock: MockClock) ->
 
 
 async def test_watches_take_no_place_from_requests(autojump_clock: MockClock) -> None:
-    async def handler(peer: Peer) -> None:
-        while request := await peer.request():
-            if b"watch=true" in request:
-                await peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-                await trio.sleep_forever()
-            await peer.send(ok(POD))
-
     async with (
-        upstream(handler, max_connections=1) as (server, transport),
+        upstream(answers_but_watches, max_connections=1) as (server, transport),
         open_kube(Connection(server=SERVER), transport=transport) as kube,
         kube.watch(PODS, resource_version="1"),
         kube.watch(CONFIG_MAPS, resource_version="1"),
@@ -155,12 +157,7 @@ async def test_watches_take_no_place_from_requests(autojump_clock: MockClock) ->
 
 
 async def test_a_watch_that_is_left_closes_its_connection(autojump_clock: MockClock) -> None:
-    async def handler(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-        await trio.sleep_forever()
-
-    async with open_on(handler) as (kube, server):
+    async with open_on(answers_but_watches) as (kube, server):
         with trio.move_on_after(10):
             async with kube.watch(PODS, resource_version="1") as events:
                 await anext(events)
@@ -168,12 +165,7 @@ async def test_a_watch_that_is_left_closes_its_connection(autojump_clock: MockCl
 
 
 async def test_a_silent_watch_ends_in_the_end(autojump_clock: MockClock) -> None:
-    async def handler(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-        await trio.sleep_forever()
-
-    async with open_on(handler) as (kube, server):
+    async with open_on(answers_but_watches) as (kube, server):
         with pytest.raises(UnreachableError, match="did not end a watch"):
             async with kube.watch(PODS, resource_version="1", seconds=60) as events:
                 await anext(events)
@@ -182,13 +174,6 @@ async def test_a_silent_watch_ends_in_the_end(autojump_clock: MockClock) -> None
 
 
 async def test_wherever_a_request_is_cancelled_nothing_is_left(autojump_clock: MockClock) -> None:
-    async def handler(peer: Peer) -> None:
-        while request := await peer.request():
-            if b"watch=true" in request:
-                await peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-                await trio.sleep_forever()
-            await peer.send(ok(POD))
-
     async def ask(kube: Kube) -> None:
         await kube.get(PODS, "a")
         with trio.move_on_after(1):
@@ -196,7 +181,7 @@ async def test_wherever_a_request_is_cancelled_nothing_is_left(autojump_clock: M
                 await anext(events)
         await kube.apply(MANIFEST, manager="m")
 
-    async with upstream(handler) as (server, transport):
+    async with upstream(answers_but_watches) as (server, transport):
         cancelled = True
         checkpoint = 0
         while cancelled:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import ssl
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
@@ -14,7 +13,7 @@ from attrs import evolve
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from http_kit import Authority, Peer, ok
+from http_kit import Authority, Peer, certificate_builder, ok
 from trio.socket import SO_KEEPALIVE, SOL_SOCKET
 
 from kars_router.errors import UserError
@@ -80,6 +79,14 @@ def connection(port: int, authority: Authority, **more: object) -> Connection:
     return evolve(found, **more)  # type: ignore[arg-type]
 
 
+def demanding(authority: Authority) -> ssl.SSLContext:
+    """Of a server that wants to see a certificate of its clients."""
+    context = authority.server_context("127.0.0.1")
+    context.load_verify_locations(authority.ca_file)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
 async def ask(connection: Connection) -> str:
     async with open_kube(connection) as kube:
         return str((await kube.get(PODS, "a"))["metadata"]["name"])
@@ -114,11 +121,8 @@ async def test_nobody_has_to_vouch_if_so_configured(authority: Authority) -> Non
 
 
 async def test_a_client_certificate_is_presented(authority: Authority, tmp_path: Path) -> None:
-    context = authority.server_context("127.0.0.1")
-    context.load_verify_locations(authority.ca_file)
-    context.verify_mode = ssl.CERT_REQUIRED
     certificate = pair(authority, tmp_path)
-    async with served(context) as port:
+    async with served(demanding(authority)) as port:
         known = connection(port, authority, credentials=Fixed(certificate=certificate))
         assert await ask(known) == "admin"
         with pytest.raises(UnreachableError):
@@ -146,12 +150,9 @@ class Changing:
 async def test_a_new_certificate_is_for_new_connections(
     authority: Authority, tmp_path: Path
 ) -> None:
-    context = authority.server_context("127.0.0.1")
-    context.load_verify_locations(authority.ca_file)
-    context.verify_mode = ssl.CERT_REQUIRED
     changing = Changing(pair(authority, tmp_path, "one"), pair(authority, tmp_path, "two"))
     async with (
-        served(context) as port,
+        served(demanding(authority)) as port,
         open_kube(connection(port, authority, credentials=changing)) as kube,
         kube.watch(PODS, resource_version="1"),  # keeps the first connection for itself
     ):
@@ -162,13 +163,10 @@ async def test_a_new_certificate_is_for_new_connections(
 async def test_a_certificate_that_has_expired_is_renewed_for_kept_connections_too(
     authority: Authority, tmp_path: Path
 ) -> None:
-    context = authority.server_context("127.0.0.1")
-    context.load_verify_locations(authority.ca_file)
-    context.verify_mode = ssl.CERT_REQUIRED
     changing = Changing(pair(authority, tmp_path, "one"), pair(authority, tmp_path, "two"))
     expired: list[str] = []
     async with (
-        served(context, expired) as port,
+        served(demanding(authority), expired) as port,
         open_kube(connection(port, authority, credentials=changing)) as kube,
     ):
         assert (await kube.get(PODS, "a"))["metadata"]["name"] == "one"
@@ -218,16 +216,8 @@ async def test_an_authority_as_old_clusters_have_them_will_do(tmp_path: Path) ->
     # Neither key usage nor identifiers: Python 3.13 refuses such a one unless told otherwise.
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "old")])
-    now = dt.datetime.now(dt.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=False)
+    certificate = certificate_builder(name, name, key).add_extension(
+        x509.BasicConstraints(ca=True, path_length=None), critical=False
     )
     path = tmp_path / "old.pem"
     signed = certificate.sign(key, hashes.SHA256())
