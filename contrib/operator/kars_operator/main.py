@@ -69,6 +69,13 @@ _debug = click.option(
     callback=_note_debug,
     help="Show tracebacks of errors.",
 )
+_block_plugin = click.option(
+    "--block-plugin",
+    "blocked",
+    metavar="NAME",
+    multiple=True,
+    help="A plugin that is not loaded; may be repeated.",
+)
 
 
 def _address(_: click.Context, __: click.Parameter, value: str) -> str:
@@ -174,13 +181,7 @@ def operator() -> None:
     show_default=True,
     help="Objects that are worked on at once.",
 )
-@click.option(
-    "--block-plugin",
-    "blocked",
-    metavar="NAME",
-    multiple=True,
-    help="A plugin that is not loaded; may be repeated.",
-)
+@_block_plugin
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
@@ -259,13 +260,7 @@ async def _heed(signals: Any, stop: trio.Event, scope: trio.CancelScope) -> None
     callback=check_namespace,
     help="Where resources are that name no namespace.",
 )
-@click.option(
-    "--block-plugin",
-    "blocked",
-    metavar="NAME",
-    multiple=True,
-    help="A plugin that is not loaded; may be repeated.",
-)
+@_block_plugin
 @click.option(
     "--installed",
     metavar="PLURAL.GROUP",

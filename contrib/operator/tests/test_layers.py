@@ -9,6 +9,7 @@ import kars_operator
 import pytest
 
 ALLOWED = {
+    "cli.egress_options",
     "cli.errors",
     "config",
     "egress",
