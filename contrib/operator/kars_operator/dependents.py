@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from attrs import define
+from attrs import define, field
 
 from kars_operator import conditions, names, router_config
 from kars_operator.conditions import Condition
@@ -17,7 +17,8 @@ from kars_operator.enforcement import Routers
 from kars_operator.knowledge import Knowledge
 from kars_operator.reconcile import utc_now
 from kars_operator.refs import Unusable
-from kars_operator.store import Key, Object
+from kars_operator.store import Key, Object, key_of
+from kars_operator.written import Written
 from kars_router.config.digests import digest_of
 from kars_router.config.resources import ToolPolicyResource
 from kars_router.kube import Kube
@@ -39,6 +40,8 @@ class Dependents:
     known: Knowledge
     routers: Routers
     now: Callable[[], str] = utc_now
+    _servers: Written = field(factory=Written, init=False)
+    _policies: Written = field(factory=Written, init=False)
 
     async def server(self, key: Key) -> None:
         """Writes the status of an McpServer.
@@ -49,30 +52,32 @@ class Dependents:
         manifest = self.known.store(kinds.MCP_SERVERS).get(*key)
         found = self.known.server(*key)
         if manifest is None or found is None:
+            self._servers.forget(key)
             return
         if isinstance(found, Unusable):
-            await self._write(manifest, _invalid(found), {})
+            await self._write(self._servers, manifest, _invalid(found), {})
         elif found.spec.unusable:
             said = Condition("Ready", False, "NotSupported", f"It {found.spec.unusable}.")
-            await self._write(manifest, said, {})
+            await self._write(self._servers, manifest, said, {})
         else:
             digest = digest_of(found.spec.server)
             said = self._ready("McpServer", key, digest, self.known.referring_to_server(key))
-            await self._write(manifest, said, {"digest": digest})
+            await self._write(self._servers, manifest, said, {"digest": digest})
 
     async def policy(self, key: Key) -> None:
         """Writes the status of a ToolPolicy, likewise."""
         manifest = self.known.store(kinds.TOOL_POLICIES).get(*key)
         found = self.known.policy(*key)
         if manifest is None or found is None:
+            self._policies.forget(key)
             return
         if isinstance(found, Unusable):
-            await self._write(manifest, _invalid(found), {})
+            await self._write(self._policies, manifest, _invalid(found), {})
             return
         assert isinstance(found, ToolPolicyResource)
         digest = digest_of(router_config.for_router(found.spec, key.name))
         said = self._ready("ToolPolicy", key, digest, self.known.under_policy(key))
-        await self._write(manifest, said, {"digest": digest})
+        await self._write(self._policies, manifest, said, {"digest": digest})
 
     def _ready(self, kind: str, key: Key, digest: str, users: Iterable[Key]) -> Condition:
         sandboxes = sorted(users)
@@ -94,8 +99,11 @@ class Dependents:
         heard = self.routers.heard(sandbox)
         return bool(heard) and all(wanted in each.entries for each in heard)
 
-    async def _write(self, manifest: Object, said: Condition, more: Mapping[str, Any]) -> None:
-        metadata, before = manifest["metadata"], manifest.get("status") or {}
+    async def _write(
+        self, written: Written, manifest: Object, said: Condition, more: Mapping[str, Any]
+    ) -> None:
+        metadata, key = manifest["metadata"], key_of(manifest)
+        before = written.last(key, manifest)
         generation = metadata["generation"]
         waiting = {"NoSandboxesReferencing", "AwaitingRouterEnforcement"}
         status = {
@@ -110,20 +118,22 @@ class Dependents:
             ),
             **more,
         }
-        if status == before:
+        if written.is_there(key, manifest, status):
             return
+        written.note(key, manifest, before, certain=False)
         kept = ("name", "namespace")
         await self.kube.apply(
             {
                 "apiVersion": manifest["apiVersion"],
                 "kind": manifest["kind"],
-                "metadata": {key: metadata[key] for key in kept},
+                "metadata": {each: metadata[each] for each in kept},
                 "status": status,
             },
             manager=names.MANAGER,
             force=True,
             subresource="status",
         )
+        written.note(key, manifest, status, certain=True)
 
 
 def _invalid(found: Unusable) -> Condition:

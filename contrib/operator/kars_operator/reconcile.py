@@ -23,7 +23,8 @@ from kars_operator.own_namespace import OwnNamespaces
 from kars_operator.plan import Plan
 from kars_operator.refs import Chosen, Unusable, choose
 from kars_operator.settings import Settings
-from kars_operator.store import Key, Object
+from kars_operator.store import Key, Object, key_of
+from kars_operator.written import Written
 from kars_router.config.resources import KarsSandboxResource
 from kars_router.egress import Place, Service
 from kars_router.egress.reach import Excess, excess
@@ -72,6 +73,7 @@ class Reconciler:
     now: Callable[[], str] = utc_now
     expected: dict[Key, str] = field(factory=dict, init=False)
     links: Links = field(factory=Links, init=False)
+    _written: Written = field(factory=Written, init=False)
 
     async def sandbox(self, key: Key) -> None:
         """Makes what is there as one sandbox says, and writes its status.
@@ -85,6 +87,7 @@ class Reconciler:
             self.links.forget(key)
             self.expected.pop(key, None)
             self.applier.forget(key)
+            self._written.forget(key)
             return
         if "deletionTimestamp" in manifest["metadata"]:
             await self.own_namespaces.clean_up(manifest)
@@ -207,7 +210,8 @@ class Reconciler:
         self, manifest: Object, found: Sequence[Condition], more: Mapping[str, Any]
     ) -> None:
         """Writes the status if it says anything new, and tells people what is new."""
-        metadata, before = manifest["metadata"], manifest.get("status") or {}
+        metadata, key = manifest["metadata"], key_of(manifest)
+        before = self._written.last(key, manifest)
         known = before.get("conditions") or []
         status = {
             "phase": sandbox_status.summary(found),
@@ -217,8 +221,9 @@ class Reconciler:
             ),
             **more,
         }
-        if status == before:
+        if self._written.is_there(key, manifest, status):
             return
+        self._written.note(key, manifest, before, certain=False)
         await self.kube.apply(
             {
                 "apiVersion": manifest["apiVersion"],
@@ -230,6 +235,7 @@ class Reconciler:
             force=True,
             subresource="status",
         )
+        self._written.note(key, manifest, status, certain=True)
         for each in sandbox_status.news(found, known):
             kind: Type = "Normal" if each.status else "Warning"
             self.events.event(manifest, kind, each.reason, each.message)

@@ -1,0 +1,51 @@
+"""What is said and done while what is known lags behind, and when objects change hands."""
+
+from __future__ import annotations
+
+import trio
+from operator_kit import (
+    TEAM,
+    Bench,
+    FakeRouters,
+    condition,
+    new_cluster,
+    operator,
+    sandbox_manifest,
+    server_manifest,
+)
+from trio.testing import MockClock
+
+from kars_router.kube import resources as kinds
+
+
+async def ask(bench: Bench) -> None:
+    bench.controller.asks.add(TEAM)
+    await trio.sleep(0.2)
+    await bench.settle()
+
+
+async def test_what_was_written_last_is_what_a_status_is_compared_with(
+    autojump_clock: MockClock,
+) -> None:
+    cluster = new_cluster()
+    routers = FakeRouters(cluster)
+    cluster.put(server_manifest())
+    cluster.put(sandbox_manifest("box", "tools"))
+    routers.start()
+    routers.refused["box"] = ["no"]
+    async with operator(cluster, routers=routers) as bench:
+        await ask(bench)
+        assert bench.condition("Ready") == ("False", "ConfigRefused")
+        # From here on nobody hears of what is written into sandboxes and servers.
+        for kind in (kinds.KARS_SANDBOXES, kinds.MCP_SERVERS):
+            cluster.trouble(times=3, verb="watch", resource=kind, seconds=60)
+        cluster.drop_watches()
+        await trio.sleep(1)
+        routers.refused.clear()
+        await ask(bench)
+        assert bench.condition("Ready")[0] == "True"
+        assert condition(bench.find(kinds.MCP_SERVERS, "tools"))[0] == "True"
+        routers.refused["box"] = ["no"]
+        await ask(bench)
+        assert bench.condition("Ready") == ("False", "ConfigRefused")
+        assert condition(bench.find(kinds.MCP_SERVERS, "tools"))[0] == "False"
