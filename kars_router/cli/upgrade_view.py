@@ -143,15 +143,15 @@ def _owner(owner: Owner) -> str:
 
 
 def _value(checked: Checked, conflict: Conflict, value: Any) -> str:
-    value = _visible(checked.reference, conflict, value)
-    text = value if isinstance(value, str) else _plain(value)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
-
-
-def _plain(value: Any) -> str:
     import msgspec
 
-    return "-" if value is None else msgspec.json.encode(value, enc_hook=str).decode()
+    from kars_router.upgrade.ownership import MISSING
+
+    if value is MISSING:
+        return "-"
+    value = _visible(checked.reference, conflict, value)
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def _visible(reference: Reference, conflict: Conflict, value: Any) -> Any:

@@ -15,6 +15,7 @@ from kars_router.errors import UserError
 from kars_router.kube import ConflictError, Kube
 from kars_router.kube.resources import CRDS
 from kars_router.upgrade import MANAGER
+from kars_router.upgrade.conflicts import owner_of
 from kars_router.upgrade.manifests import Manifest
 from kars_router.upgrade.preflight import Checked, Preflight
 
@@ -65,8 +66,9 @@ async def apply(kube: Kube, checked: Sequence[Checked], *, force: bool) -> None:
 
 
 def _only_ours(error: ConflictError) -> bool:
-    return bool(error.causes) and all(
-        each.message.startswith(f'conflict with "{MANAGER}" using ') for each in error.causes
+    owners = [owner_of(each.message) for each in error.causes]
+    return bool(owners) and all(
+        owner is not None and owner.manager == MANAGER and not owner.subresource for owner in owners
     )
 
 

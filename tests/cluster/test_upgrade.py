@@ -248,13 +248,13 @@ async def test_a_variable_with_a_value_and_a_source(scene: Scene) -> None:
     scene.install(first)
     scene.kubectl("set", "env", "deployment/app", "-c", "main", "PLACE=elsewhere")
     before = scene.versions()
-    for options in ((), ("--force-conflicts",)):
-        plan = scene.plan(first, *options)
+    plans = [scene.plan(first), scene.plan(first, "--force-conflicts")]
+    for plan in plans:
         assert conflicts(plan) == {("kubectl-set", f'{MAIN}.env[name="PLACE"].value')}
         (conflict,) = plan["conflicts"]
         assert (conflict["canBeForced"], conflict["blocks"]) == (False, True)
     assert scene.versions() == before
-    scene.follow(plan["commands"])
+    scene.follow(plans[0]["commands"])
     after = scene.plan(first)
     assert (after["conflicts"], after["problems"]) == ([], [])
 

@@ -35,7 +35,7 @@ def config(data: dict[str, str], *managed: dict[str, Any]) -> dict[str, Any]:
 
 
 WANTED = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "conf"}}
-KEY = {"f:data": {"f:key": {}}}
+KEY: dict[str, Any] = {"f:data": {"f:key": {}}}
 
 
 def cause(message: str, field: str = ".data.key", reason: str = REASON) -> Cause:
@@ -202,7 +202,9 @@ def test_what_is_overwritten_without_a_word_is_a_conflict() -> None:
 
 
 def test_an_element_is_not_overwritten_by_what_changes_in_it() -> None:
-    item = {"f:spec": {"f:items": {".": {}, 'k:{"name":"a"}': {".": {}, "f:name": {}}}}}
+    item: dict[str, Any] = {
+        "f:spec": {"f:items": {".": {}, 'k:{"name":"a"}': {".": {}, "f:name": {}}}}
+    }
     live = config({}, owned("a", item)) | {"spec": {"items": [{"name": "a", "value": 1}]}}
     result = deepcopy(live) | {"spec": {"items": [{"name": "a", "value": 2}]}}
     assert find(live=live, wanted=WANTED, result=result) == ()

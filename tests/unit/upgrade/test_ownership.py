@@ -66,7 +66,9 @@ def managed(*trees: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_what_is_owned() -> None:
-    tree = {"f:spec": {"f:a": {}, "f:list": {".": {}, "k:{}": {".": {}, "f:x": {}}, 'v:"y"': {}}}}
+    tree: dict[str, Any] = {
+        "f:spec": {"f:a": {}, "f:list": {".": {}, "k:{}": {".": {}, "f:x": {}}, 'v:"y"': {}}}
+    }
     (entry,) = entries(managed(tree))
     assert entry.owner == Owner("m0", "Update", "v1")
     assert entry.paths() == {

@@ -159,7 +159,7 @@ def test_entries_go_from_the_last_one_on() -> None:
 
 
 def test_an_element_stays_when_only_its_own_ownership_goes() -> None:
-    item = {"f:list": {'k:{"name":"a"}': {".": {}, "f:name": {}}}}
+    item: dict[str, Any] = {"f:list": {'k:{"name":"a"}': {".": {}, "f:name": {}}}}
     live = owned_by(item)
     found = conflicts_of(live, (0, ("f:list", 'k:{"name":"a"}')))
     (command,) = hand_back(found, live, CONFIG_MAPS)
