@@ -225,12 +225,13 @@ def list_command(
       0  they are listed
       3  the cluster did not answer, or knows no McpServer
     """  # noqa: D301 (the backspace keeps click from filling the lines)
-    question = functools.partial(list_servers, namespace=None if all_namespaces else namespace)
+    one = None if all_namespaces else namespace
+    question = functools.partial(list_servers, namespace=one)
     found = ask(connection_of(kubeconfig, cluster), question)
     emit(
         [without_bookkeeping(each) for each in found],
         output,
-        lambda: listed(found, dt.datetime.now(dt.UTC), namespaces=all_namespaces),
+        lambda: listed(found, dt.datetime.now(dt.UTC), namespace=one),
     )
 
 

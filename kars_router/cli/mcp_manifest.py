@@ -22,6 +22,8 @@ from kars_router.config.problems import (
     Problem,
     invalid,
     kind_of,
+    show,
+    suggest,
 )
 from kars_router.config.resources import API_VERSION, McpServerResource, structure_resource
 from kars_router.errors import UserError
@@ -113,6 +115,10 @@ def wanted_of(given: Given) -> Wanted:
 
 
 def _manifest(given: Given, document: Manifest, *, whole: bool) -> Manifest:
+    kind = document.get("kind")
+    if whole and kind is not None and kind != MCP_SERVERS.kind:
+        near = suggest(kind, [MCP_SERVERS.kind]) if isinstance(kind, str) else ""
+        raise invalid(f"must be {MCP_SERVERS.kind}, not {show(kind)}{near}", "kind")
     metadata = document.get("metadata") or {} if whole else {}
     if not isinstance(metadata, Mapping):
         raise invalid(f"must be a mapping, not {kind_of(metadata)}", "metadata")

@@ -17,22 +17,23 @@ Manifest = Mapping[str, Any]
 _UNITS: Final = (("d", 86_400), ("h", 3_600), ("m", 60))
 
 
-def listed(servers: Sequence[Manifest], now: dt.datetime, *, namespaces: bool) -> str:
+def listed(servers: Sequence[Manifest], now: dt.datetime, *, namespace: str | None) -> str:
     """A line for each server.
 
     Args:
         servers: the resources.
         now: the time of day.
-        namespaces: whether they are of several.
+        namespace: that they are all of, or None for those of every namespace.
     """
     if not servers:
-        return "no McpServers"
+        where = f" in {namespace}; -A looks everywhere" if namespace else ""
+        return f"no McpServers{where}"
     headings = ["NAME", "URL", "PROD", "AGE", "STATUS", "REASON"]
     rows = []
     for server in servers:
         status, reason, _ = state(server)
         spec = mapping(server.get("spec"))
-        row: list[object] = [server["metadata"].get("namespace")] if namespaces else []
+        row: list[object] = [server["metadata"].get("namespace")] if namespace is None else []
         rows.append(
             [
                 *row,
@@ -44,7 +45,7 @@ def listed(servers: Sequence[Manifest], now: dt.datetime, *, namespaces: bool) -
                 reason,
             ]
         )
-    return table([*(["NAMESPACE"] if namespaces else []), *headings], rows)
+    return table([*(["NAMESPACE"] if namespace is None else []), *headings], rows)
 
 
 def shown(server: Manifest, now: dt.datetime) -> str:

@@ -97,7 +97,7 @@ def test_fields_of_others_are_named_and_left_alone(
 
 
 def test_servers_are_listed_shown_and_deleted(kars: Kars, cluster: Cluster, namespace: str) -> None:
-    assert kars("list").stdout == "no McpServers\n"
+    assert kars("list").stdout == f"no McpServers in {namespace}; -A looks everywhere\n"
     for name in ("web", "files"):
         kars("apply", name, *PLAIN)
     status = {

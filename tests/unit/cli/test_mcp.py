@@ -29,7 +29,8 @@ NOW = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
 
 
 async def test_servers_are_listed(bench: Bench) -> None:
-    assert (await bench.kars("list")).out == "no McpServers\n"
+    assert (await bench.kars("list")).out == "no McpServers in default; -A looks everywhere\n"
+    assert (await bench.kars("list", "-A")).out == "no McpServers\n"
     bench.put("a", status={"conditions": [condition("True", "RouterEnforcing")]})
     bench.put("b", spec={"productionMode": True}, metadata={"namespace": "kube-system"})
     done = await bench.kars("list")
@@ -156,7 +157,7 @@ JSON = st.recursive(
 @given(spec=JSON, said=JSON, generation=JSON)
 def test_whatever_a_server_holds_can_be_shown(spec: Any, said: Any, generation: Any) -> None:
     found = {"metadata": {"generation": generation}, "spec": spec, "status": said}
-    assert "NAME" in listed([found], NOW, namespaces=True)
+    assert "NAME" in listed([found], NOW, namespace=None)
     assert "\x1b" not in shown(found, NOW).replace("\x1b[1m", "").replace("\x1b[0m", "")
 
 
