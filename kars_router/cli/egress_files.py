@@ -17,6 +17,7 @@ from kars_router.config.resources import (
     API_VERSION,
     KarsSandboxResource,
     McpServerResource,
+    misnamed,
     structure_resource,
 )
 from kars_router.config.schema import Config
@@ -74,6 +75,8 @@ class Found:
     def _take_resource(self, manifest: Mapping[str, Any], source: Path) -> None:
         known = manifest.get("apiVersion") in (API_VERSION, _SERVICE)
         if not known or str(manifest.get("kind")) not in _READ:
+            if meant := misnamed(manifest):
+                raise UserError(f"{source}: {meant}")
             return
         (kind, namespace, name), manifest = self._places.take(manifest, source)
         key = namespace, name

@@ -49,6 +49,7 @@ __all__ = [
     "ServerRef",
     "ToolPolicyResource",
     "ToolPolicySpec",
+    "misnamed",
     "structure_resource",
 ]
 
@@ -155,6 +156,20 @@ def structure_resource(manifest: Mapping[str, Any]) -> Resource:
     if problems:
         raise InvalidConfigError(problems, source)
     return _resource(meta, spec)
+
+
+def misnamed(manifest: Mapping[str, Any]) -> str:
+    """Why a manifest that is to be passed over was meant to be one of ours, or an empty string.
+
+    Other kinds of the group are none of our business, unless they look like a slip.
+    """
+    version, kind = str(manifest.get("apiVersion")), manifest.get("kind")
+    if version.partition("/")[0] != GROUP or not isinstance(kind, str):
+        return ""
+    if kind in SPECS:
+        return "" if version == API_VERSION else f"apiVersion: must be {API_VERSION}"
+    near = suggest(kind, SPECS)
+    return f"kind: {show(kind)} is not known{near}" if near else ""
 
 
 def _resource(meta: Meta, spec: object) -> Resource:

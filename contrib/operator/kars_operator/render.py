@@ -22,6 +22,7 @@ from kars_router.config.resources import (
     KarsSandboxResource,
     McpServerResource,
     ToolPolicyResource,
+    misnamed,
 )
 from kars_router.egress import Place, Service, service_from
 from kars_router.errors import ConfigError, UserError
@@ -50,6 +51,8 @@ class Files:
         Raises:
             UserError: it is none, or there is another one of the same name.
         """
+        if meant := misnamed(manifest):
+            raise UserError(f"{source}: {meant}")
         key, placed = self._places.take(manifest, source)
         self.found[key] = placed
         if manifest.get("apiVersion") == API_VERSION:
@@ -120,11 +123,14 @@ def render(
         The objects, and a sentence for each reference that leads to nothing.
 
     Raises:
-        UserError: a sandbox cannot be rendered.
+        UserError: there is no sandbox, or one cannot be rendered.
     """
     objects: list[Manifest] = []
     warnings: list[str] = []
-    for sandbox in files.sandboxes():
+    sandboxes = files.sandboxes()
+    if not sandboxes:
+        raise UserError("the files hold no KarsSandbox; name those that do with -f")
+    for sandbox in sandboxes:
         where = f"KarsSandbox {sandbox.meta.namespace}/{sandbox.meta.name}"
         chosen = choose(sandbox, files.server, files.policies)
         place = Place(

@@ -96,6 +96,10 @@ def test_what_leads_to_nothing_is_said_and_the_rest_is_printed(
         ("a: 1\n", "without a kind"),
         ("kind: KarsSandbox\n", "a KarsSandbox has no metadata.name"),
         ("{kind: Pod, metadata: [1]}\n", "a Pod has no metadata.name"),
+        (
+            "{apiVersion: kars.azure.com/v1alpha1, kind: KarsSandbx}\n",
+            "did you mean 'KarsSandbox'?",
+        ),
     ],
 )
 def test_a_file_that_holds_something_else_is_named(
@@ -108,6 +112,16 @@ def test_a_file_that_holds_something_else_is_named(
     assert str(file) in error
     assert said in error
     assert len(error.splitlines()) == 1
+
+
+def test_files_without_a_sandbox_are_not_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, error = run(
+        "render", "-f", write(tmp_path, "a.yaml", server_manifest()), capsys=capsys
+    )
+    assert (code, out) == (1, "")
+    assert error == "kars-operator: the files hold no KarsSandbox; name those that do with -f\n"
 
 
 def test_a_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -249,6 +249,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         ("servers: {a: {url: 'http://db', b: c}}", "servers.a.b"),
         ("servers: {a: {url: 'http://db'}}", "--pod-label"),
         ("kind: ConfigMap", "no KarsSandbox and no configuration"),
+        (f"{{apiVersion: {API}, kind: KarsSandbx}}", "did you mean 'KarsSandbox'?"),
         ("{apiVersion: v1, kind: Service}", "a Service has no metadata.name"),
         (f"{{apiVersion: {API}, kind: KarsSandbox, metadata: {{name: S}}}}", "metadata.name"),
         (json.dumps(sandbox("s")) + "\n---\n" + json.dumps(sandbox("s")), "is there twice"),

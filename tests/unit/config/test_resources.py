@@ -26,6 +26,7 @@ from kars_router.config.resources import (
     Resources,
     ServerRef,
     ToolPolicyResource,
+    misnamed,
     structure_resource,
 )
 from kars_router.config.schema import Server
@@ -111,6 +112,25 @@ class TestManifest:
             "spec.url",
             "spec.timeouts.call",
         ]
+
+    @pytest.mark.parametrize(
+        ("version", "kind", "said"),
+        [
+            ("kars.azure.com/v1alpha1", "KarsSandbox", ""),
+            ("kars.azure.com/v1beta1", "ToolPolicy", "apiVersion: must be kars.azure.com/v1alpha1"),
+            ("kars.azure.com/v1alpha1", "MCPServers", "kind: 'MCPServers' is not known (did you"),
+            ("kars.azure.com/v1alpha1", "InferencePolicy", ""),
+            ("kars.azure.com/v1alpha1", None, ""),
+            ("elsewhere.example/v1", "MCPServer", ""),
+            (None, "McpServer", ""),
+        ],
+    )
+    def test_a_slip_in_what_says_the_kind(
+        self, version: str | None, kind: str | None, said: str
+    ) -> None:
+        told = misnamed({"apiVersion": version, "kind": kind})
+        assert told.startswith(said)
+        assert bool(told) == bool(said)
 
     @pytest.mark.parametrize("kind", ["Pod", "mcpserver", None, 1])
     def test_another_kind(self, kind: Any) -> None:
