@@ -74,6 +74,8 @@ def _compose(text: str) -> Node | None:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         what = error.problem or error.context or "is not YAML"
+        if what == "but found another document":
+            what = "a second document begins, and one is all that is read"
         raise invalid(f"{where}{' '.join(str(what).split())}") from None
     except RecursionError:
         raise invalid(f"is nested more than {DEEPEST} deep") from None

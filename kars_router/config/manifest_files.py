@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from attrs import define, field
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from kars_router.errors import UserError
 
@@ -92,7 +92,16 @@ def _documents(file: Path) -> list[object]:
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
     except (YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: is no YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{file}: is no YAML: {_where_and_what(error)}") from error
+
+
+def _where_and_what(error: Exception) -> str:
+    """One line of it: the parser's own text has the place twice and an excerpt."""
+    if not isinstance(error, MarkedYAMLError) or not error.problem:
+        return " ".join(str(error).split())
+    mark = error.problem_mark or error.context_mark
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return f"{where}{' '.join(error.problem.split())}"
 
 
 def _mappings(document: object, file: Path) -> Iterator[Manifest]:

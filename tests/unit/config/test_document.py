@@ -67,7 +67,10 @@ def test_aliases_and_merge_keys() -> None:
         ("a: [\nb: c", "line 2, column 5: expected ',' or ']', but got '<stream end>'"),
         ("a: 1\n b: 2", "line 2, column 3: mapping values are not allowed here"),
         ("a: *b", "line 1, column 4: found undefined alias 'b'"),
-        ("a: 1\n---\nb: 2\n", "line 2, column 1: but found another document"),
+        (
+            "a: 1\n---\nb: 2\n",
+            "line 2, column 1: a second document begins, and one is all that is read",
+        ),
         ("a: 1\nb: \x07", "line 2, column 4: holds the character '\\x07'"),
         ("a: '\ud800'", "line 1, column 5: holds the character '\\ud800'"),
         ('"\\UFFFFFFFF"', "is not YAML"),

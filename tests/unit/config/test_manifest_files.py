@@ -41,8 +41,8 @@ def test_what_is_in_a_list_comes_one_by_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "is no YAML: "),
-        ("a: 1\na: 2", "is no YAML: "),
+        ("{", "is no YAML: line 1, column 2: expected the node content, but found"),
+        ("a: 1\na: 2", "is no YAML: line 2, column 1: found duplicate key"),
         ("[" * 3_000, "is no YAML: "),
         ("\udcff", "is no UTF-8 text"),
         ("- a", "no mapping of keys"),
