@@ -30,6 +30,7 @@ command.add_command(egress_probe.command)
 @click.argument("urls", metavar="URL...", nargs=-1, required=True)
 @click.option(
     "--namespace",
+    "-n",
     metavar="NS",
     default="default",
     show_default=True,
