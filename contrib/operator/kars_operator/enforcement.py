@@ -39,7 +39,8 @@ class Heard:
         entries: the digest of each thing, by kind and name.
         refused: what is wrong with a newer configuration that it did not take over.
         problem: why it could not be asked; "" if it could.
-        pending: whether its pod has no address yet, so that there was nobody to ask.
+        pending: whether its pod has no address yet, so that there was nobody to ask, or has not
+            been asked yet.
     """
 
     pod: str
@@ -72,8 +73,15 @@ class Routers:
         self._places = trio.CapacityLimiter(self.most)
 
     def heard(self, sandbox: Key) -> tuple[Heard, ...]:
-        """What the routers of a sandbox said last; nothing if it has none that is running."""
-        return self._heard.get(sandbox, ())
+        """What the routers of a sandbox said last; nothing if it has none that is running.
+
+        What was heard of a pod that is gone counts for nothing, and a new one has said nothing.
+        """
+        said = {each.pod: each for each in self._heard.get(sandbox, ())}
+        if not said:
+            return ()
+        names = (each["metadata"]["name"] for each in self._running(sandbox))
+        return tuple(said.get(name) or _not_asked(name) for name in names)
 
     def forget(self, sandbox: Key) -> None:
         """There is no such sandbox any more."""
@@ -82,15 +90,18 @@ class Routers:
     async def ask(self, sandbox: Key) -> None:
         """Asks every running pod of a sandbox what its router enforces."""
         found = []
-        for pod in self.pods(sandbox):
-            if pod["status"]["phase"] in {"Succeeded", "Failed"}:
-                continue
+        for pod in self._running(sandbox):
             async with self._places:
                 found.append(await self._ask(pod))
-        before, now = self.heard(sandbox), tuple(found)
-        self._heard[sandbox] = now
+        before, now = self._heard.pop(sandbox, ()), tuple(found)
+        if now:
+            self._heard[sandbox] = now
         if before != now:
             self.told(sandbox)
+
+    def _running(self, sandbox: Key) -> list[Object]:
+        ended = {"Succeeded", "Failed"}
+        return [each for each in self.pods(sandbox) if each["status"]["phase"] not in ended]
 
     async def _ask(self, pod: Object) -> Heard:
         name = pod["metadata"]["name"]
@@ -169,6 +180,10 @@ class _Status(msgspec.Struct):
     digest: str
     entries: list[_Entry]
     refused: _Refused | None = None
+
+
+def _not_asked(pod: str) -> Heard:
+    return Heard(pod=pod, problem="it has not been asked yet", pending=True)
 
 
 def _url(pod: Object) -> str | None:

@@ -116,7 +116,7 @@ def _servers(chosen: Chosen) -> Condition:
         first = chosen.refused[0]
         message = _sentences([each.message for each in chosen.refused])
         return Condition("RefsResolved", False, first.reason, message)
-    message = f"All {len(chosen.servers)} servers were found, and may be used."
+    message = "Every server and policy that it refers to was found, and may be used."
     return Condition("RefsResolved", True, "Resolved", message)
 
 
@@ -176,7 +176,7 @@ def _enforcing(facts: Facts) -> Condition:
 def _missing(heard: Heard, digest: str) -> Condition | None:
     """What one router has yet to do; None if it enforces what was declared."""
     if heard.pending:
-        return _not_enforcing("AwaitingRouter", f"The pod {heard.pod} has no address yet.")
+        return _not_enforcing("AwaitingRouter", f"The pod {heard.pod}: {heard.problem}.")
     router = f"The router of {heard.pod}"
     if heard.problem:
         return _not_enforcing("RouterUnreachable", f"{router}: {heard.problem}")

@@ -49,3 +49,43 @@ async def test_what_was_written_last_is_what_a_status_is_compared_with(
         await ask(bench)
         assert bench.condition("Ready") == ("False", "ConfigRefused")
         assert condition(bench.find(kinds.MCP_SERVERS, "tools"))[0] == "False"
+
+
+async def test_a_pod_that_is_going_vouches_for_nothing(autojump_clock: MockClock) -> None:
+    cluster = new_cluster()
+    routers = FakeRouters(cluster)
+    cluster.put(sandbox_manifest())
+    routers.start()
+    async with operator(cluster, routers=routers) as bench:
+        await bench.settle()
+        assert bench.condition("Ready")[0] == "True"
+        (pod,) = cluster.all(kinds.PODS)
+        released = trio.Event()
+
+        async def slow(_: str) -> bytes:
+            await released.wait()
+            raise ValueError("gone")
+
+        bench.controller.routers.get = slow
+        # Another pod takes the place of the first, and has yet to answer.
+        cluster.remove(kinds.PODS, pod["metadata"]["name"], "team")
+        pod["metadata"] = {k: pod["metadata"][k] for k in ("namespace", "labels")}
+        pod["metadata"]["name"] = "box-pod-2"
+        cluster.put(pod)
+        await trio.sleep(0.1)
+        await bench.settle()
+        assert bench.condition("Ready")[0] == "False"
+
+
+async def test_nothing_is_remembered_of_routers_that_are_gone(autojump_clock: MockClock) -> None:
+    cluster = new_cluster()
+    routers = FakeRouters(cluster)
+    cluster.put(sandbox_manifest())
+    routers.start()
+    async with operator(cluster, routers=routers) as bench:
+        await bench.settle()
+        cluster.remove(kinds.KARS_SANDBOXES, "box", "team")
+        await bench.settle()
+        cluster.remove(kinds.PODS, "box-pod", "team")
+        await bench.settle()
+        assert not bench.controller.routers._heard
