@@ -27,11 +27,11 @@ class NameTakenError(UserError):
 
 @frozen
 class _Done:
-    """What was applied last, the version that came of it, and whose it is."""
+    """What was applied last, the version that came of it, and for which sandbox."""
 
     digest: str
     version: tuple[str, object]
-    whose: tuple[object, ...]
+    sandbox: Key
 
 
 @define(eq=False)
@@ -82,7 +82,7 @@ class Applier:
                 "rename it or the sandbox"
             )
         made = await self.kube.apply(manifest, manager=names.MANAGER, force=True)
-        self._done[ident] = _Done(digest, _version(kind, made), _whose(manifest))
+        self._done[ident] = _Done(digest, _version(kind, made), _sandbox(manifest))
         return seen is None or _version(kind, seen) != _version(kind, made)
 
     def misses(self, manifests: Iterable[Mapping[str, Any]]) -> bool:
@@ -96,10 +96,15 @@ class Applier:
         done = self._done.get((kind, metadata.get("namespace", ""), metadata["name"]))
         return done is not None and done.version == _version(kind, seen)
 
+    def maker_of(self, kind: Resource, seen: Object) -> Key | None:
+        """The sandbox that an object was made for here, whatever its labels say by now."""
+        metadata = seen["metadata"]
+        done = self._done.get((kind, metadata.get("namespace", ""), metadata["name"]))
+        return None if done is None else done.sandbox
+
     def forget(self, sandbox: Key) -> None:
         """There is no such sandbox any more."""
-        whose = _whose({"metadata": {"labels": names.labels_of(sandbox.name, sandbox.namespace)}})
-        for ident in [each for each, done in self._done.items() if done.whose == whose]:
+        for ident in [each for each, done in self._done.items() if done.sandbox == sandbox]:
             del self._done[ident]
 
     async def prune(
@@ -122,7 +127,11 @@ class Applier:
             if ident in stay or "deletionTimestamp" in metadata:
                 continue
             await self.kube.delete(kind, ident[2], ident[1] or None, uid=metadata["uid"])
-            self._done.pop(ident, None)
+            done = self._done.get(ident)
+            # One that bears the labels of another sandbox than the one that it was made for is
+            # missed by that one.
+            if done is not None and done.sandbox == _sandbox(found):
+                del self._done[ident]
             deleted += 1
         return deleted
 
@@ -143,8 +152,17 @@ def _whose(found: Mapping[str, Any]) -> tuple[object, ...]:
     return tuple(map(labels.get, (names.MANAGED_BY, names.SANDBOX, names.SANDBOX_NAMESPACE)))
 
 
+def _sandbox(found: Mapping[str, Any]) -> Key:
+    """The sandbox that the labels of an object of ours name."""
+    _, name, namespace = map(str, _whose(found))
+    return Key(namespace, name)
+
+
 def _version(kind: Resource, found: Mapping[str, Any]) -> tuple[str, object]:
-    # A Deployment gets a new version with each pod that comes or goes; only its spec is ours.
     metadata = found["metadata"]
-    version = metadata.get("generation" if kind.kind == "Deployment" else "resourceVersion")
+    version = metadata.get("resourceVersion")
+    if kind.kind == "Deployment":
+        # It gets a new version with each pod that comes or goes; only these are ours.
+        owners = [each.get("uid") for each in metadata.get("ownerReferences") or ()]
+        version = metadata.get("generation"), metadata.get("labels"), owners
     return metadata.get("uid", ""), version

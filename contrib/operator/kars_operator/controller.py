@@ -227,8 +227,9 @@ class Controller:
             self._add(About.SANDBOX, self._reconciler.links.using(change.key))
 
     def _pod_changed(self, _: Kind, change: Change) -> None:
-        sandbox = _sandbox_of(change.object)
-        if sandbox is not None and change.before is not change.after:
+        if change.before is change.after:
+            return
+        for sandbox in _sandboxes_of(change):
             self._waits.pop(sandbox, None)
             self.asks.add(sandbox)
             if _labels(change.before) != _labels(change.after):
@@ -241,10 +242,10 @@ class Controller:
         self._add(About.SANDBOX, self._reconciler.links.living_in(change.key.namespace))
 
     def _owned_changed(self, kind: Kind, change: Change) -> None:
-        sandbox = _sandbox_of(change.object)
-        if sandbox is None or change.before is change.after or self._is_echo(kind, change):
+        if change.before is change.after or self._is_echo(kind, change):
             return
-        self._add(About.SANDBOX, [sandbox])
+        maker = self._applier.maker_of(kind, change.object)
+        self._add(About.SANDBOX, _sandboxes_of(change) | ({maker} if maker else set()))
 
     def _is_echo(self, kind: Kind, change: Change) -> bool:
         # Of a Deployment also its status is read.
@@ -267,6 +268,12 @@ def _labels(found: Object | None) -> Any:
 
 def _key(found: Object) -> Key:
     return Key(found["metadata"]["namespace"], found["metadata"]["name"])
+
+
+def _sandboxes_of(change: Change) -> set[Key]:
+    """Whose an object is and was: somebody may have changed its labels."""
+    there = (_sandbox_of(each) for each in (change.before, change.after) if each is not None)
+    return {each for each in there if each is not None}
 
 
 def _sandbox_of(found: Object) -> Key | None:

@@ -32,13 +32,14 @@ from kars_router.kube.resources import Resource as Kind
 Told = Callable[[Kind, Change], None]
 
 _OURS: Final = f"{names.MANAGED_BY}={names.MANAGER}"
-# Kinds of which the operator makes objects, in the order in which they are looked through.
+# Kinds of which the operator makes objects, in the order in which they are taken away: a pod before
+# what bounds it.
 OWNED: Final = (
+    kinds.DEPLOYMENTS,
     kinds.SERVICE_ACCOUNTS,
     kinds.CONFIG_MAPS,
     kinds.NETWORK_POLICIES,
     kinds.CILIUM_NETWORK_POLICIES,
-    kinds.DEPLOYMENTS,
 )
 # Kinds that people make; with one namespace to look at, those of others are none of its business.
 _DECLARED: Final = (kinds.KARS_SANDBOXES, kinds.MCP_SERVERS, kinds.TOOL_POLICIES)
@@ -49,6 +50,7 @@ _KEPT_OF_METADATA: Final = (
     "resourceVersion",
     "generation",
     "labels",
+    "ownerReferences",
     "deletionTimestamp",
 )
 
@@ -280,7 +282,8 @@ def _is_policy(found: object) -> TypeGuard[ToolPolicyResource]:
 
 
 def _governance(sandbox: Object) -> dict[str, Any]:
-    found = (sandbox.get("spec") or {}).get("governance")
+    spec = sandbox.get("spec")
+    found = spec.get("governance") if isinstance(spec, dict) else None
     return found if isinstance(found, dict) else {}
 
 
@@ -288,7 +291,8 @@ def _servers_of(sandbox: Object) -> Iterable[str]:
     """The McpServers that a KarsSandbox refers to, even if the rest of it is unusable."""
     governance = _governance(sandbox)
     home = sandbox["metadata"].get("namespace", "")
-    refs = [*(governance.get("mcpServerRefs") or ()), governance.get("mcpServerRef")]
+    listed = governance.get("mcpServerRefs")
+    refs = [*(listed if isinstance(listed, list) else ()), governance.get("mcpServerRef")]
     named = (each for each in refs if isinstance(each, dict))
     return {f"{each.get('namespace') or home}/{each.get('name')}" for each in named}
 

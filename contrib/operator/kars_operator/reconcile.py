@@ -6,7 +6,7 @@ difference which change it was called for, how often, or what an earlier call go
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -31,6 +31,7 @@ from kars_router.egress.reach import Excess, excess
 from kars_router.errors import ConfigError
 from kars_router.kube import ApiError, Kube, NotFoundError
 from kars_router.kube import resources as kinds
+from kars_router.kube.resources import Resource as Kind
 from kars_router.plugins import Plugins
 
 # Of what trying again will not mend, the person who wrote the sandbox is told.
@@ -128,7 +129,7 @@ class Reconciler:
                 await self.applier.apply(each)
         except NameTakenError as error:
             return sandbox_status.unusable("NameTaken", str(error)), {}
-        await self.applier.prune(self.known.owned(key.name, key.namespace), made.objects)
+        await self.applier.prune(self._superfluous(key, made.namespace), made.objects)
         facts = sandbox_status.Facts(
             chosen=chosen,
             plan=made,
@@ -145,6 +146,15 @@ class Reconciler:
             "namespace": made.namespace,
         }
         return sandbox_status.describe(facts), more
+
+    def _superfluous(self, key: Key, home: str) -> Iterator[tuple[Kind, Object]]:
+        """What may go unless it is wanted: in another namespace policies go after the pods."""
+        pods = self.known.store(kinds.PODS).by("sandbox", str(key))
+        lived_in = {each["metadata"]["namespace"] for each in pods} - {home}
+        policies = (kinds.NETWORK_POLICIES, kinds.CILIUM_NETWORK_POLICIES)
+        for kind, found in self.known.owned(key.name, key.namespace):
+            if kind not in policies or found["metadata"]["namespace"] not in lived_in:
+                yield kind, found
 
     async def _is_there(self, sandbox: KarsSandboxResource) -> bool:
         """Asks, because what goes with a sandbox may be seen to go before it is."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import trio
+from kars_operator.settings import Placement, Settings
 from operator_kit import (
     TEAM,
     Bench,
@@ -89,3 +93,73 @@ async def test_nothing_is_remembered_of_routers_that_are_gone(autojump_clock: Mo
         cluster.remove(kinds.PODS, "box-pod", "team")
         await bench.settle()
         assert not bench.controller.routers._heard
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kinds.CONFIG_MAPS, "box-router"), (kinds.SERVICE_ACCOUNTS, "box")]
+)
+async def test_what_is_said_to_be_another_sandboxes_is_looked_at_by_both(
+    autojump_clock: MockClock, kind: Any, name: str
+) -> None:
+    cluster = new_cluster()
+    cluster.put(sandbox_manifest())
+    cluster.put(sandbox_manifest("other"))
+    async with operator(cluster) as bench:
+        await bench.settle()
+        found = bench.find(kind, name)
+        found["metadata"]["labels"]["kars.azure.com/sandbox"] = "other"
+        cluster.put(found)
+        await trio.sleep(30)
+        await bench.settle()
+        found = bench.find(kind, name)
+        assert found is not None
+        assert found["metadata"]["labels"]["kars.azure.com/sandbox"] == "box"
+
+
+async def test_no_pod_outlives_its_policy_when_it_moves(autojump_clock: MockClock) -> None:
+    cluster = new_cluster()
+    routers = FakeRouters(cluster)
+    cluster.put(sandbox_manifest())
+    async with operator(cluster) as bench:
+        await bench.settle()
+        routers.start()
+        await bench.settle()
+    async with operator(cluster, settings=Settings(placement=Placement.OWN)) as bench:
+        await bench.settle()
+        assert bench.find(kinds.DEPLOYMENTS) is None
+        assert bench.find(kinds.NETWORK_POLICIES) is not None
+        cluster.remove(kinds.PODS, "box-pod", "team")
+        await bench.settle()
+        assert bench.find(kinds.NETWORK_POLICIES) is None
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["text", ["a"], {"governance": {"mcpServerRefs": 5}}, {"governance": {"mcpServerRefs": "ab"}}],
+)
+async def test_a_sandbox_that_another_definition_admits_ends_nothing(
+    autojump_clock: MockClock, spec: Any
+) -> None:
+    cluster = new_cluster()
+    cluster.put(sandbox_manifest())
+    odd = sandbox_manifest("odd")
+    odd["spec"] = spec
+    cluster.put(odd)
+    async with operator(cluster) as bench:
+        await bench.settle()
+        assert bench.condition("Ready", "odd") == ("False", "SpecInvalid")
+        assert bench.condition("Ready")[1] == "AwaitingRouter"
+
+
+async def test_a_deployment_whose_owner_was_taken_away_gets_it_back(
+    autojump_clock: MockClock,
+) -> None:
+    cluster = new_cluster()
+    cluster.put(sandbox_manifest())
+    async with operator(cluster) as bench:
+        await bench.settle()
+        found = bench.find(kinds.DEPLOYMENTS)
+        del found["metadata"]["ownerReferences"]
+        cluster.put(found)
+        await bench.settle()
+        assert bench.find(kinds.DEPLOYMENTS)["metadata"].get("ownerReferences")
