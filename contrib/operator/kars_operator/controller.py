@@ -105,6 +105,7 @@ class Controller:
         )
         self.asks: WorkQueue[Key] = WorkQueue(self._ask, effort=Effort(workers=16))
         self._waits: dict[Key, float] = {}
+        self._starting = trio.CancelScope()
         self._told_of: dict[Kind, Any] = {
             kinds.KARS_SANDBOXES: self._sandbox_changed,
             kinds.MCP_SERVERS: self._server_changed,
@@ -120,8 +121,12 @@ class Controller:
         """Works until `stop` is called, or until cancelled; started once everything is known."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.events.run)
-            await nursery.start(self.known.run)
+            with self._starting:
+                await nursery.start(self.known.run)
             task_status.started()
+            if self._starting.cancelled_caught:  # told to stop before anything was known
+                nursery.cancel_scope.cancel()
+                return
             async with trio.open_nursery() as working:
                 working.start_soon(self.asks.run)
                 working.start_soon(self.work.run)
@@ -129,6 +134,7 @@ class Controller:
 
     def stop(self) -> None:
         """Lets what is being worked on come to its end, and nothing else; never waits."""
+        self._starting.cancel()
         self.work.stop()
         self.asks.stop()
 

@@ -20,7 +20,12 @@ from kars_operator.refs import Unusable
 from kars_operator.store import Key, Object, key_of
 from kars_operator.written import Written
 from kars_router.config.digests import digest_of
-from kars_router.config.resources import ToolPolicyResource
+from kars_router.config.references import admits
+from kars_router.config.resources import (
+    KarsSandboxResource,
+    McpServerResource,
+    ToolPolicyResource,
+)
 from kars_router.kube import Kube
 from kars_router.kube import resources as kinds
 
@@ -61,7 +66,8 @@ class Dependents:
             await self._write(self._servers, manifest, said, {})
         else:
             digest = digest_of(found.spec.server)
-            said = self._ready("McpServer", key, digest, self.known.referring_to_server(key))
+            users = self.known.referring_to_server(key)
+            said = self._ready("McpServer", key, digest, users, server=found)
             await self._write(self._servers, manifest, said, {"digest": digest})
 
     async def policy(self, key: Key) -> None:
@@ -79,10 +85,21 @@ class Dependents:
         said = self._ready("ToolPolicy", key, digest, self.known.under_policy(key))
         await self._write(self._policies, manifest, said, {"digest": digest})
 
-    def _ready(self, kind: str, key: Key, digest: str, users: Iterable[Key]) -> Condition:
-        sandboxes = sorted(users)
+    def _ready(
+        self,
+        kind: str,
+        key: Key,
+        digest: str,
+        users: Iterable[Key],
+        *,
+        server: McpServerResource | None = None,
+    ) -> Condition:
+        sandboxes = sorted(each for each in users if self._counts(each, server))
         if not sandboxes:
-            message = "No sandbox refers to it, so that no router enforces it."
+            message = (
+                "No sandbox that may use it and is not suspended refers to it, so that no router "
+                "enforces it."
+            )
             return Condition("Ready", False, "NoSandboxesReferencing", message)
         wanted = (kind, key.name, digest)
         waiting = [each for each in sandboxes if not self._enforced(each, wanted)]
@@ -94,6 +111,13 @@ class Dependents:
             f"yet, {waiting[0]} among them."
         )
         return Condition("Ready", False, "AwaitingRouterEnforcement", message)
+
+    def _counts(self, sandbox: Key, server: McpServerResource | None) -> bool:
+        """Whether a router of a sandbox should enforce it: not where there is none, or no right."""
+        found = self.known.sandbox(*sandbox)
+        if not isinstance(found, KarsSandboxResource):
+            return True  # nobody knows what its router does
+        return not found.spec.suspended and (server is None or admits(server, found))
 
     def _enforced(self, sandbox: Key, wanted: tuple[str, str, str]) -> bool:
         heard = self.routers.heard(sandbox)

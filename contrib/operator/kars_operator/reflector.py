@@ -37,6 +37,9 @@ from kars_router.telemetry import log
 _UNHEARD: Final = 3
 # A watch that was open for so long was worth opening, even if nothing has happened.
 _WORTHWHILE_SECONDS: Final = 5.0
+# So many answers in a row that a resource is not served, and a definition that was there is gone: a
+# server that starts up says so of what it does serve.
+_ABSENT: Final = 4
 # A single dropped connection is not worth a person's attention.
 _WARN_AT: Final = 2
 
@@ -150,6 +153,7 @@ class Reflector:
         self._opened = 0
         self._heard = 0  # events and bookmarks
         self._failed = 0  # lists and watches in a row
+        self._absences = 0  # answers in a row that the resource is not served
         self._unheard = 0  # watches in a row that brought nothing; see _UNHEARD
 
     @property
@@ -198,7 +202,7 @@ class Reflector:
             seconds = f"{self._pace.listing:g} s"
             raise UnreachableError(f"the list did not come to an end within {seconds}") from error
         self.relists += 1
-        self.served = True
+        self.served, self._absences = True, 0
         self._hear()
         self._version = listing.resource_version
         self._tell(self.store.replace([self._kept(each) for each in listing.items]))
@@ -306,7 +310,8 @@ class Reflector:
         """
         self.failures += 1
         absent = isinstance(error, NotFoundError)
-        if absent:
+        self._absences += absent
+        if absent and (not self.served or self._absences >= _ABSENT):
             self.served = False
         state = State.ABSENT if absent else State.FORBIDDEN
         self.problem = (

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import trio
+from kars_operator.controller import Controller
 from kars_operator.settings import Placement, Settings
 from operator_kit import (
     TEAM,
@@ -20,6 +21,7 @@ from operator_kit import (
 from trio.testing import MockClock
 
 from kars_router.kube import resources as kinds
+from kars_router.plugins import Plugins
 
 
 async def ask(bench: Bench) -> None:
@@ -133,6 +135,49 @@ async def test_no_pod_outlives_its_policy_when_it_moves(autojump_clock: MockCloc
         assert bench.find(kinds.NETWORK_POLICIES) is None
 
 
+async def test_a_definition_that_is_not_served_for_a_moment_is_not_gone(
+    autojump_clock: MockClock,
+) -> None:
+    cluster = new_cluster()
+    kind = kinds.CILIUM_NETWORK_POLICIES
+    cluster.served.add(kind)
+    async with operator(cluster) as bench:
+        await bench.settle()
+        assert bench.controller.known.installed()
+        cluster.trouble(404, times=2, resource=kind)
+        cluster.drop_watches()
+        await trio.sleep(5)
+        assert bench.controller.known.installed()
+        await trio.sleep(60)
+        assert bench.controller.known.installed()
+        cluster.served.discard(kind)
+        cluster.drop_watches()
+        await trio.sleep(120)
+        assert not bench.controller.known.installed()
+
+
+async def test_a_sandbox_that_may_not_use_a_server_or_has_no_pod_keeps_it_from_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    cluster = new_cluster()
+    routers = FakeRouters(cluster)
+    cluster.put(server_manifest())
+    cluster.put(sandbox_manifest("box", "tools"))
+    routers.start()
+    ref = {"mcpServerRefs": [{"name": "tools", "namespace": "team"}]}
+    cluster.put(sandbox_manifest("stranger", governance=ref, metadata={"namespace": "other"}))
+    cluster.put(sandbox_manifest("asleep", "tools", suspended=True))
+    async with operator(cluster, routers=routers) as bench:
+        await bench.settle()
+        assert bench.condition("Ready")[0] == "True"
+        assert condition(bench.find(kinds.MCP_SERVERS, "tools")) == ("True", "RouterEnforcing")
+        # Once it is let in, it counts.
+        allowed = {"namespaces": ["other"]}
+        cluster.put(server_manifest(allowedSandboxes=allowed))
+        await bench.settle()
+        assert condition(bench.find(kinds.MCP_SERVERS, "tools"))[0] == "False"
+
+
 @pytest.mark.parametrize(
     "spec",
     ["text", ["a"], {"governance": {"mcpServerRefs": 5}}, {"governance": {"mcpServerRefs": "ab"}}],
@@ -163,3 +208,17 @@ async def test_a_deployment_whose_owner_was_taken_away_gets_it_back(
         cluster.put(found)
         await bench.settle()
         assert bench.find(kinds.DEPLOYMENTS)["metadata"].get("ownerReferences")
+
+
+async def test_an_operator_that_waits_for_the_api_server_can_be_stopped(
+    autojump_clock: MockClock,
+) -> None:
+    cluster = new_cluster()
+    cluster.trouble(404, times=10_000, resource=kinds.KARS_SANDBOXES)
+    async with cluster.open() as kube:
+        controller = Controller(kube, Settings(), Plugins.load(), instance="test")
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(controller.run)
+                await trio.sleep(5)
+                controller.stop()
