@@ -28,6 +28,12 @@ def check_namespace(_: click.Context, parameter: click.Parameter, value: str | N
     return value
 
 
+def _prefix(_: click.Context, __: click.Parameter, value: str) -> str:
+    if not is_namespace(f"{value}x"):
+        raise click.BadParameter(f"it must be what a name can begin with, as {NAMESPACE_PREFIX}")
+    return value
+
+
 def _domain(_: click.Context, __: click.Parameter, value: str) -> str:
     if not is_domain(value):
         raise click.BadParameter(f"it must be a domain such as {DEFAULT_DOMAIN}")
@@ -78,6 +84,7 @@ _PLACES: Final = (
         metavar="TEXT",
         default=NAMESPACE_PREFIX,
         show_default=True,
+        callback=_prefix,
         help="What the names of sandboxes' own namespaces begin with.",
     ),
 )

@@ -141,6 +141,8 @@ def _settings(given: dict[str, Any]) -> Settings:
     dns = take_dns(given)
     images = FrozenMap(given.pop("agent_images"))
     placement = Placement(given.pop("placement"))
+    if given["agent_port"] == given["admin_port"]:
+        raise click.UsageError("--agent-port and --admin-port must be two ports")
     return Settings(dns=dns, agent_images=images, placement=placement, **given)
 
 

@@ -193,3 +193,12 @@ def test_the_definitions_are_printed(capsys: pytest.CaptureFixture[str]) -> None
     assert code == 0
     kinds = [each["spec"]["names"]["kind"] for each in documents(out)]
     assert sorted(kinds) == ["KarsSandbox", "McpServer", "ToolPolicy"]
+
+
+def test_the_routers_two_ports_cannot_be_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path, "a.yaml", sandbox_manifest("box"))
+    code, out, error = run("render", "-f", file, "--agent-port", "9090", capsys=capsys)
+    assert (code, out) == (2, "")
+    assert "--agent-port and --admin-port must be two ports" in error

@@ -341,6 +341,7 @@ async def test_what_cannot_be_determined(verify: Verify, cluster: FakeCluster) -
         (("-A", "-n", "a"), "--all-namespaces"),
         (("-A", "browser"), "--all-namespaces"),
         (("-n", "No"), "--namespace"),
+        (("--namespace-prefix", "A_"), "--namespace-prefix"),
     ],
 )
 def test_wrong_usage(capsys: pytest.CaptureFixture[str], args: tuple[str, ...], said: str) -> None:
