@@ -96,8 +96,9 @@ class Dependents:
     ) -> Condition:
         sandboxes = sorted(each for each in users if self._counts(each, server))
         if not sandboxes:
+            refers = "names it or has its labels" if kind == "ToolPolicy" else "refers to it"
             message = (
-                "No sandbox that may use it and is not suspended refers to it, so that no router "
+                f"No sandbox that may use it and is not suspended {refers}, so that no router "
                 "enforces it."
             )
             return Condition("Ready", False, "NoSandboxesReferencing", message)
