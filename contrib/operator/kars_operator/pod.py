@@ -128,7 +128,9 @@ def _guard(sandbox: KarsSandboxResource, settings: Settings) -> dict[str, Any]:
 
 def _router(sandbox: KarsSandboxResource, needs: Needs, settings: Settings) -> dict[str, Any]:
     given = sandbox.spec.router
-    written = {each.name for each in given.env}
+    ours = {"KARS_STATE_DIR": names.STATE_DIRECTORY}
+    # Whoever writes a server names its variable; one that is there already stays as it is.
+    written = {*ours, *(each.name for each in given.env)}
     secret = names.credentials(sandbox.meta.name)
     from_secret = [
         {"name": each, "valueFrom": {"secretKeyRef": {"name": secret, "key": each}}}
@@ -140,7 +142,7 @@ def _router(sandbox: KarsSandboxResource, needs: Needs, settings: Settings) -> d
         "image": given.image or settings.router_image,
         "restartPolicy": "Always",
         "args": ["run", "-c", f"{names.CONFIG_DIRECTORY}/{names.CONFIG_FILE}"],
-        "env": _variables({"KARS_STATE_DIR": names.STATE_DIRECTORY}, given.env) + from_secret,
+        "env": _variables(ours, given.env) + from_secret,
         "ports": [{"name": _ADMIN, "containerPort": settings.admin_port}],
         "securityContext": _confined(names.ROUTER_UID, read_only=True),
         # The agent starts when the router answers; it is restarted when it no longer does.
@@ -164,14 +166,7 @@ def _agent(sandbox: KarsSandboxResource, needs: Needs, settings: Settings) -> di
         "env": _variables(
             {"KARS_MCP_URL": url, "KARS_MCP_SERVERS": ",".join(needs.servers)}, agent.env
         ),
-        "envFrom": [
-            {
-                "secretRef": {
-                    "name": names.agent_credentials(sandbox.meta.name),
-                    "optional": True,
-                }
-            }
-        ],
+        "envFrom": _given_to_agent(sandbox.meta.name),
         "securityContext": _confined(names.AGENT_UID, read_only=False),
         "volumeMounts": [{"name": "scratch", "mountPath": _SCRATCH}],
     }
@@ -182,6 +177,13 @@ def _agent(sandbox: KarsSandboxResource, needs: Needs, settings: Settings) -> di
         "resources": _resources(agent.resources),
     }
     return {**made, **{key: value for key, value in further.items() if value}}
+
+
+def _given_to_agent(sandbox: str) -> list[dict[str, Any]]:
+    name = names.agent_credentials(sandbox)
+    if name.endswith(names.credentials("")):
+        return []  # it is that of the router of a sandbox with a shorter name
+    return [{"secretRef": {"name": name, "optional": True}}]
 
 
 def _confined(uid: int, *, read_only: bool) -> dict[str, Any]:

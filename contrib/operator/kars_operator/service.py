@@ -113,8 +113,17 @@ async def run(
             if options.election:
                 metrics.election = election
                 async with trio.open_nursery() as candidate:
+
+                    async def term() -> None:
+                        try:
+                            await work()
+                        finally:
+                            # Also where the lease was lost meanwhile: it is not waited for again.
+                            if stop.is_set():
+                                candidate.cancel_scope.cancel()
+
                     candidate.start_soon(_stop_when, stop, lambda: _resign(election, candidate))
-                    await election.run(work)
+                    await election.run(term)
                     candidate.cancel_scope.cancel()
             else:
                 await work()

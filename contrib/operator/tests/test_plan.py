@@ -138,6 +138,19 @@ def test_the_agent_has_neither_rights_nor_the_routers_tokens() -> None:
     assert of(made, "ServiceAccount")["automountServiceAccountToken"] is False
 
 
+def test_no_agent_gets_the_tokens_of_another_sandboxs_router() -> None:
+    # The name of its Secret would be that of the Secret of web's router.
+    agent = container(compose(sandbox("web-router")), "agent")
+    assert names.credentials("web") not in str(agent)
+    assert container(compose(sandbox("web")), "agent")["envFrom"]
+
+
+def test_a_server_cannot_name_a_variable_twice() -> None:
+    made = compose(sandbox("box", "tools"), server(bearerFromEnv="KARS_STATE_DIR"))
+    listed = [each["name"] for each in container(made, "router")["env"]]
+    assert listed == ["KARS_STATE_DIR"]
+
+
 def test_only_the_guard_may_change_the_network() -> None:
     made = compose(sandbox())
     capable = [
