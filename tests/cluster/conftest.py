@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
+from typing import Final
 
 import pytest
 from kars_operator.crds import crd_manifests
@@ -12,6 +13,8 @@ from kars_operator.crds import crd_manifests
 from cluster.harness import Cluster, run_cluster
 from cluster.operator_kit import Api
 from kars_router.kube import Kube, open_kube
+
+_SANDBOXES: Final = "/apis/kars.azure.com/v1alpha1/namespaces/{}/karssandboxes"
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +43,8 @@ def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]
     created = cluster.kubectl("create", "--filename", "-", *name, given=json.dumps(manifest))
     yield created
     cluster.start_api_server()
+    # The namespace takes a while to go, and operators of later tests look at all that there are.
+    cluster.try_kubectl("delete", "--raw", _SANDBOXES.format(created))
     cluster.kubectl("delete", "namespace", created, "--wait=false")
 
 

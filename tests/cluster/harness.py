@@ -132,6 +132,9 @@ class Cluster:
         # The account `default` of a new namespace takes its controller a moment.
         wait = ["wait", "--for=create", f"serviceaccount/{account}", "--timeout=60s"]
         self.kubectl(*wait, "--namespace", namespace)
+        # The account of a new namespace is made by a controller, a moment later.
+        wait = ["wait", "--for=create", f"serviceaccount/{account}", "--timeout=60s"]
+        self.kubectl(*wait, "--namespace", namespace)
         lifetime = f"--duration={seconds}s"
         return self.kubectl("create", "token", account, "--namespace", namespace, lifetime).strip()
 
