@@ -30,7 +30,8 @@ _ROUTER: Final = "kars-router"  # a policy that no sandbox gives its name to
     type=click.Path(path_type=Path),
     multiple=True,
     required=True,
-    help="A file with resources or a router's configuration, or a directory; may be repeated.",
+    help="A file with resources or a router's configuration, - for stdin, or a directory; may be "
+    "repeated.",
 )
 @click.option(
     "-n",

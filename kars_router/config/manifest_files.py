@@ -6,6 +6,7 @@ not know what any kind means.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ from kars_router.errors import UserError
 Manifest = Mapping[str, Any]
 Key = tuple[str, str, str]  # kind, namespace and name
 
+_STDIN: Final = Path("-")
 _ENDINGS: Final = frozenset({".yaml", ".yml", ".json"})
 
 
@@ -59,7 +61,7 @@ def read_documents(paths: Iterable[Path]) -> Iterator[tuple[Path, Manifest]]:
     """Reads files, and the files of directories and of those in them.
 
     Args:
-        paths: files or directories.
+        paths: files or directories; `-` is stdin.
 
     Returns:
         What is in them, each with its file; what is in a `List` one by one.
@@ -74,6 +76,9 @@ def read_documents(paths: Iterable[Path]) -> Iterator[tuple[Path, Manifest]]:
 
 
 def _files(path: Path) -> Iterator[Path]:
+    if path == _STDIN:
+        yield path
+        return
     if not path.exists():
         raise UserError(f"{path}: there is no such file or directory")
     if not path.is_dir():
@@ -86,7 +91,8 @@ def _files(path: Path) -> Iterator[Path]:
 
 def _documents(file: Path) -> list[object]:
     try:
-        return list(YAML(typ="safe", pure=True).load_all(file.read_text(encoding="utf-8")))
+        data = sys.stdin.buffer.read() if file == _STDIN else file.read_bytes()
+        return list(YAML(typ="safe", pure=True).load_all(data.decode()))
     except UnicodeDecodeError:
         raise UserError(f"{file}: is no UTF-8 text") from None
     except OSError as error:

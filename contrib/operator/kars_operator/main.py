@@ -251,7 +251,7 @@ async def _heed(signals: Any, stop: trio.Event, scope: trio.CancelScope) -> None
     type=click.Path(path_type=Path),
     multiple=True,
     required=True,
-    help="A file with resources, or a directory of them; may be repeated.",
+    help="A file with resources, - for stdin, or a directory of them; may be repeated.",
 )
 @click.option(
     "--namespace",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,11 @@ def test_files_are_read_in_their_order_and_those_of_directories_by_name(tmp_path
     names = ["a.yaml", "b.yml", "deep/c.json"]
     assert found == [(name, {"name": said}) for name in names for said in (name, "again")]
     assert list(read_documents([last, last])) == [(last, {"a": 1})] * 2
+
+
+def test_a_dash_is_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a: 1\n---\nb: 2\n")))
+    assert list(read_documents([Path("-")])) == [(Path("-"), {"a": 1}), (Path("-"), {"b": 2})]
 
 
 def test_what_is_in_a_list_comes_one_by_one(tmp_path: Path) -> None:
