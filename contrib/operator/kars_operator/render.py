@@ -40,6 +40,7 @@ class Files:
     namespace: str
     found: dict[Key, Mapping[str, Any]] = field(factory=dict, init=False)
     parsed: dict[Key, Any] = field(factory=dict, init=False)
+    _sources: dict[Key, Path] = field(factory=dict, init=False)
     _places: Places = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -54,7 +55,7 @@ class Files:
         if meant := misnamed(manifest):
             raise UserError(f"{source}: {meant}")
         key, placed = self._places.take(manifest, source)
-        self.found[key] = placed
+        self.found[key], self._sources[key] = placed, source
         if manifest.get("apiVersion") == API_VERSION:
             self.parsed[key] = structured(dict(placed))
 
@@ -62,14 +63,15 @@ class Files:
         """The sandboxes, by namespace and name.
 
         Raises:
-            UserError: one cannot be used.
+            ConfigError: one cannot be used; names its file.
         """
         made = []
         for (kind, namespace, name), value in sorted(self.parsed.items(), key=lambda e: e[0]):
             if kind != "KarsSandbox":
                 continue
             if isinstance(value, Unusable):
-                raise UserError(f"KarsSandbox {namespace}/{name}: {'; '.join(value.problems)}")
+                where = f"{self._sources[kind, namespace, name]}: {kind} {namespace}/{name}"
+                raise ConfigError(value.problems, where)
             made.append(value)
         return made
 

@@ -134,10 +134,12 @@ def test_a_broken_sandbox_is_named_with_every_mistake(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = sandbox_manifest("box", agent={"image": 5, "env": [{"value": "x"}]})
-    code, _, said = run("render", "-f", write(tmp_path, "a.yaml", broken), capsys=capsys)
+    file = write(tmp_path, "a.yaml", broken)
+    code, _, said = run("render", "-f", file, capsys=capsys)
     assert code == 1
-    assert "KarsSandbox team/box: spec.agent.image: " in said
-    assert "spec.agent.env[0].name" in said
+    first, second = said.splitlines()
+    assert first.startswith(f"{file}: KarsSandbox team/box: spec.agent.image: ")
+    assert second.startswith(f"{file}: KarsSandbox team/box: spec.agent.env[0].name: ")
 
 
 def test_a_name_that_is_there_twice_is_refused(tmp_path: Path) -> None:
