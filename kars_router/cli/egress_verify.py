@@ -61,7 +61,8 @@ def command(
     \b
     Exit codes:
       0  what is declared is open, and nothing else
-      1  something else is open, or something declared is not, or a reference leads to nothing
+      1  something else is open, or something declared is not, or a reference leads to nothing;
+         or there is no such sandbox, or no kubeconfig that can be used
       3  it could not be determined: the cluster does not answer, or there are policies of kinds
          that are not evaluated
     """  # noqa: D301 (the backspace keeps click from filling the lines)

@@ -30,7 +30,7 @@ COMMANDS = {
     "tools": "Pin the definitions of tools, and show what changed.",
     "audit": "Check and show the record of calls.",
     "mcp": "Look after the McpServer resources of a cluster.",
-    "egress": "Explain what egress a server needs.",
+    "egress": "Explain what egress servers need, and verify that a cluster grants it.",
     "update": "Look for a newer release and install it.",
     "upgrade": "Upgrade the operator in a cluster.",
     "guard": "Leave the router as the agent's only way out of the pod.",
