@@ -36,6 +36,8 @@ from kars_router.plugins import Plugins
 
 # Of what trying again will not mend, the person who wrote the sandbox is told.
 _REFUSALS: Final = frozenset({400, 403, 422})
+# And of what has failed so often in a row; before that, it is a moment's trouble.
+_FAILING: Final = 5
 
 
 def utc_now() -> str:
@@ -75,6 +77,7 @@ class Reconciler:
     expected: dict[Key, str] = field(factory=dict, init=False)
     links: Links = field(factory=Links, init=False)
     _written: Written = field(factory=Written, init=False)
+    _failures: dict[Key, int] = field(factory=dict, init=False)
 
     async def sandbox(self, key: Key) -> None:
         """Makes what is there as one sandbox says, and writes its status.
@@ -89,6 +92,7 @@ class Reconciler:
             self.expected.pop(key, None)
             self.applier.forget(key)
             self._written.forget(key)
+            self._failures.pop(key, None)
             return
         if "deletionTimestamp" in manifest["metadata"]:
             await self.own_namespaces.clean_up(manifest)
@@ -104,9 +108,13 @@ class Reconciler:
         try:
             said = await self._make(found)
         except ApiError as error:
+            failures = self._failures[key] = self._failures.get(key, 0) + 1
             if error.status in _REFUSALS:
                 await self._write(manifest, sandbox_status.unusable("Refused", str(error)), {})
+            elif failures >= _FAILING:
+                await self._write(manifest, sandbox_status.unusable("NotApplied", str(error)), {})
             raise
+        self._failures.pop(key, None)
         if said is not None:
             await self._write(manifest, *said)
 

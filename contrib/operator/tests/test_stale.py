@@ -222,3 +222,24 @@ async def test_an_operator_that_waits_for_the_api_server_can_be_stopped(
                 nursery.start_soon(controller.run)
                 await trio.sleep(5)
                 controller.stop()
+
+
+async def test_a_sandbox_that_cannot_be_brought_up_to_date_is_not_ready(
+    autojump_clock: MockClock,
+) -> None:
+    cluster = new_cluster()
+    routers = FakeRouters(cluster)
+    cluster.put(server_manifest())
+    cluster.put(sandbox_manifest("box", "tools"))
+    routers.start()
+    async with operator(cluster, routers=routers) as bench:
+        await bench.settle()
+        assert bench.condition("Ready")[0] == "True"
+        # As a webhook that is gone makes the API server answer, for as long as it is gone.
+        cluster.trouble(500, times=10_000, verb="apply", resource=kinds.NETWORK_POLICIES)
+        cluster.put(server_manifest(url="http://tools.mcp.svc:9000/mcp"))
+        await trio.sleep(120)
+        assert bench.condition("Ready") == ("False", "NotApplied")
+        cluster.calm()
+        await trio.sleep(120)
+        assert bench.condition("Ready")[0] == "True"
