@@ -7,7 +7,7 @@ not know what any kind means.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,8 @@ from kars_router.errors import UserError
 Manifest = Mapping[str, Any]
 Key = tuple[str, str, str]  # kind, namespace and name
 
-_STDIN: Final = Path("-")
+_DASH: Final = Path("-")
+_STDIN: Final = Path("stdin")  # what it is called where something is wrong
 _ENDINGS: Final = frozenset({".yaml", ".yml", ".json"})
 
 
@@ -70,15 +71,19 @@ def read_documents(paths: Iterable[Path]) -> Iterator[tuple[Path, Manifest]]:
         UserError: one cannot be read; names it.
     """
     for path in paths:
+        if path == _DASH:
+            yield from _resources(_STDIN, sys.stdin.buffer.read)
+            continue
         for file in _files(path):
-            for document in _documents(file):
-                yield from ((file, each) for each in _mappings(document, file))
+            yield from _resources(file, file.read_bytes)
+
+
+def _resources(file: Path, read: Callable[[], bytes]) -> Iterator[tuple[Path, Manifest]]:
+    for document in _documents(file, read):
+        yield from ((file, each) for each in _mappings(document, file))
 
 
 def _files(path: Path) -> Iterator[Path]:
-    if path == _STDIN:
-        yield path
-        return
     if not path.exists():
         raise UserError(f"{path}: there is no such file or directory")
     if not path.is_dir():
@@ -89,10 +94,9 @@ def _files(path: Path) -> Iterator[Path]:
             yield each
 
 
-def _documents(file: Path) -> list[object]:
+def _documents(file: Path, read: Callable[[], bytes]) -> list[object]:
     try:
-        data = sys.stdin.buffer.read() if file == _STDIN else file.read_bytes()
-        return list(YAML(typ="safe", pure=True).load_all(data.decode()))
+        return list(YAML(typ="safe", pure=True).load_all(read().decode()))
     except UnicodeDecodeError:
         raise UserError(f"{file}: is no UTF-8 text") from None
     except OSError as error:

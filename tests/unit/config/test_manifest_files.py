@@ -35,7 +35,11 @@ def test_files_are_read_in_their_order_and_those_of_directories_by_name(tmp_path
 
 def test_a_dash_is_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a: 1\n---\nb: 2\n")))
-    assert list(read_documents([Path("-")])) == [(Path("-"), {"a": 1}), (Path("-"), {"b": 2})]
+    stdin = Path("stdin")
+    assert list(read_documents([Path("-")])) == [(stdin, {"a": 1}), (stdin, {"b": 2})]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"{")))
+    with pytest.raises(UserError, match=r"^stdin: is no YAML: line 1"):
+        list(read_documents([Path("-")]))
 
 
 def test_what_is_in_a_list_comes_one_by_one(tmp_path: Path) -> None:
