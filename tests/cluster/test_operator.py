@@ -73,3 +73,19 @@ async def test_the_whole_path(
             await api.until(kind, "browser", lambda found: found is None)
         await api.until(kinds.CONFIG_MAPS, "browser-router", lambda found: found is None)
     nursery.cancel_scope.cancel()
+
+
+async def test_nobody_moves_a_pod_out_of_its_bounds(
+    cluster: Cluster, api: Api, settings: Settings
+) -> None:
+    async with operator(cluster.connection(), settings, api.namespace):
+        await api.apply(sandbox("browser"))
+        await api.until(kinds.DEPLOYMENTS, "browser", bool)
+        outside = {"hostNetwork": True, "hostPID": True}
+        change = {"spec": {"template": {"spec": outside}}}
+        await api.kube.patch(kinds.DEPLOYMENTS, "browser", api.namespace, change)
+        await api.until(
+            kinds.DEPLOYMENTS,
+            "browser",
+            lambda found: not outside.keys() & found["spec"]["template"]["spec"].keys(),
+        )

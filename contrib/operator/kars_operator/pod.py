@@ -28,6 +28,9 @@ _GUARD_RESOURCES: Final = {
     "limits": {"memory": "64Mi"},
 }
 _ADMIN: Final = "admin"
+# What these are anyway, said so that nobody else can make them true beside us: no NetworkPolicy is
+# for a pod in the network of its node, and the guard's rules would be the node's.
+_APART: Final = dict.fromkeys(("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"), False)
 
 
 @frozen(kw_only=True)
@@ -87,6 +90,7 @@ def _pod(sandbox: KarsSandboxResource, needs: Needs, settings: Settings) -> dict
         "serviceAccountName": name,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
+        **_APART,
         # Time for the router to end calls after the agent has gone, and to be killed if it cannot.
         "terminationGracePeriodSeconds": settings.grace + 5,
         "securityContext": {
@@ -118,6 +122,7 @@ def _guard(sandbox: KarsSandboxResource, settings: Settings) -> dict[str, Any]:
             # Rules are the kernel's, and belong to the pod's network: root and this one right.
             "runAsUser": 0,
             "runAsGroup": 0,
+            "privileged": False,
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]},
@@ -191,6 +196,7 @@ def _confined(uid: int, *, read_only: bool) -> dict[str, Any]:
         "runAsUser": uid,
         "runAsGroup": uid,
         "runAsNonRoot": True,
+        "privileged": False,
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": read_only,
         "capabilities": {"drop": ["ALL"]},

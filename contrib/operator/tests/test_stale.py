@@ -243,3 +243,23 @@ async def test_a_sandbox_that_cannot_be_brought_up_to_date_is_not_ready(
         cluster.calm()
         await trio.sleep(120)
         assert bench.condition("Ready")[0] == "True"
+
+
+async def test_a_pod_is_not_put_outside_of_its_bounds_by_what_somebody_adds(
+    autojump_clock: MockClock,
+) -> None:
+    cluster = new_cluster()
+    cluster.put(sandbox_manifest())
+    async with operator(cluster) as bench:
+        await bench.settle()
+        found = bench.find(kinds.DEPLOYMENTS)
+        spec = found["spec"]["template"]["spec"]
+        # No policy is for a pod in its node's network, and a privileged one takes the rules away.
+        spec |= dict.fromkeys(("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"), True)
+        spec["containers"][0]["securityContext"]["privileged"] = True
+        cluster.put(found)
+        await bench.settle()
+        spec = bench.find(kinds.DEPLOYMENTS)["spec"]["template"]["spec"]
+        assert not any(spec.get(key) for key in ("hostNetwork", "hostPID", "hostIPC"))
+        assert not spec.get("shareProcessNamespace")
+        assert not spec["containers"][0]["securityContext"].get("privileged")
