@@ -87,5 +87,7 @@ async def test_nobody_moves_a_pod_out_of_its_bounds(
         await api.until(
             kinds.DEPLOYMENTS,
             "browser",
-            lambda found: not outside.keys() & found["spec"]["template"]["spec"].keys(),
+            lambda found: (
+                found is not None and not outside.keys() & found["spec"]["template"]["spec"].keys()
+            ),
         )
