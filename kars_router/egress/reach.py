@@ -83,7 +83,9 @@ def excess(
         for who, why in unclear
     ]
     if all(_name(policy)[0] != name for policy in here):
-        found.append(note(Kind.UNSELECTED, "", "", f"{name} does not select the pod"))
+        there = any(_name(policy) == (name, namespace) for policy in policies)
+        what = f"{name} does not select the pod" if there else f"there is no NetworkPolicy {name}"
+        found.append(note(Kind.UNSELECTED, "", "", what))
     for kind, (kind_of_rule, _) in _SIDES.items():
         meant = [each for each, _ in _openings(declared, kind) if isinstance(each, Opening)]
         those = [policy for policy in here if kind_of_rule in types(policy)]

@@ -283,11 +283,17 @@ def test_the_directions_of_a_policy() -> None:
 def test_without_any_policy_everything_is_open() -> None:
     found = excess(POD, DECLARED, [])
     assert [(each.kind.value, each.policy, each.rule, each.what) for each in found] == [
-        ("unselected", "", "", "browser does not select the pod"),
+        ("unselected", "", "", "there is no NetworkPolicy browser"),
         ("egress", "", "", "every port to anywhere"),
         ("ingress", "", "", "every port from anywhere"),
     ]
     assert lacking(POD, DECLARED, []) == ()
+
+
+def test_a_declared_policy_that_selects_other_pods() -> None:
+    astray = {**DECLARED, "spec": {**DECLARED["spec"], "podSelector": {"matchLabels": {"a": "b"}}}}
+    first, *_ = excess(POD, DECLARED, [astray])
+    assert (first.kind, first.what) == (Kind.UNSELECTED, "browser does not select the pod")
 
 
 def test_policies_of_others_may_close_what_ours_should() -> None:
