@@ -36,9 +36,9 @@ COMMANDS = {
     "guard": "Leave the router as the agent's only way out of the pod.",
 }
 
-# These do not end with a line about a newer release: they run unattended and for long, or they
-# are about releases themselves.
-_WITHOUT_NOTICE = frozenset({"guard", "run", "update"})
+# These do not end with a line about a newer release: they run unattended and for long, they are
+# about releases themselves, or they promise to leave nothing behind.
+_WITHOUT_NOTICE = frozenset({"demo", "guard", "run", "update"})
 
 
 def main(args: Sequence[str] | None = None) -> int:
