@@ -49,6 +49,19 @@ def _network(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
     return values
 
 
+def check_installed(
+    _: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Takes `PLURAL.GROUP` several times."""
+    for value in values:
+        if "." not in value or not is_domain(value):
+            raise click.BadParameter(
+                f"{value!r} is not of the form PLURAL.GROUP, as names.example.com",
+                param=parameter,
+            )
+    return values
+
+
 def check_pairs(
     _: click.Context, parameter: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, str]:

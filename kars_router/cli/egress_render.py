@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
 
-from kars_router.cli.egress_options import check_namespace, check_pairs, operator_options
+from kars_router.cli.egress_options import (
+    check_installed,
+    check_namespace,
+    check_pairs,
+    operator_options,
+)
 from kars_router.cli.errors import FOUND
 from kars_router.cli.output import clean, dump, table
 from kars_router.errors import UserError
@@ -61,6 +66,7 @@ _ROUTER: Final = "kars-router"  # a policy that no sandbox gives its name to
     "--installed",
     metavar="PLURAL.GROUP",
     multiple=True,
+    callback=check_installed,
     help="A custom resource that the cluster has, for plugins, such as "
     "ciliumnetworkpolicies.cilium.io; may be repeated.",
 )

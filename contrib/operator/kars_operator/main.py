@@ -19,6 +19,7 @@ import trio
 from kars_operator._version import __version__
 from kars_operator.settings import Placement, Settings
 from kars_router.cli.egress_options import (
+    check_installed,
     check_namespace,
     check_pairs,
     operator_options,
@@ -267,6 +268,7 @@ async def _heed(signals: Any, stop: trio.Event, scope: trio.CancelScope) -> None
     "--installed",
     metavar="PLURAL.GROUP",
     multiple=True,
+    callback=check_installed,
     help="A further definition that the cluster has, such as "
     "ciliumnetworkpolicies.cilium.io; may be repeated.",
 )

@@ -197,10 +197,17 @@ def test_the_definitions_are_printed(capsys: pytest.CaptureFixture[str]) -> None
     assert sorted(kinds) == ["KarsSandbox", "McpServer", "ToolPolicy"]
 
 
-def test_the_routers_two_ports_cannot_be_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--agent-port", "9090", "--agent-port and --admin-port must be two ports"),
+        ("--installed", "cilium", "is not of the form PLURAL.GROUP"),
+    ],
+)
+def test_options_that_cannot_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, said: str
 ) -> None:
     file = write(tmp_path, "a.yaml", sandbox_manifest("box"))
-    code, out, error = run("render", "-f", file, "--agent-port", "9090", capsys=capsys)
+    code, out, error = run("render", "-f", file, option, value, capsys=capsys)
     assert (code, out) == (2, "")
-    assert "--agent-port and --admin-port must be two ports" in error
+    assert said in error
