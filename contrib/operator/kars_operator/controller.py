@@ -140,7 +140,7 @@ class Controller:
 
     # --- work --------------------------------------------------------------------------------
 
-    async def _handle(self, work: Work) -> None:
+    async def _handle(self, work: Work) -> float | None:
         match work.about:
             case About.SANDBOX:
                 before = self._reconciler.expected.get(work.key)
@@ -151,10 +151,14 @@ class Controller:
                     if self._reconciler.expected.get(work.key) != before:
                         self._waits.pop(work.key, None)
                         self.asks.add(work.key)
+                # That it can be seen again is no change of anything.
+                gone = work.key not in self._reconciler.expected
+                return None if gone or not self.known.unseen() else _SETTLED_SECONDS
             case About.SERVER:
                 await self._dependents.server(work.key)
             case About.POLICY:
                 await self._dependents.policy(work.key)
+        return None
 
     async def _ask(self, sandbox: Key) -> float | None:
         await self.routers.ask(sandbox)

@@ -31,6 +31,8 @@ from kars_router.kube.resources import Resource as Kind
 
 Told = Callable[[Kind, Change], None]
 
+# The API server is heard at least every few minutes of each kind that can be read.
+_CURRENT_SECONDS: Final = 600.0
 _OURS: Final = f"{names.MANAGED_BY}={names.MANAGER}"
 # Kinds of which the operator makes objects, in the order in which they are taken away: a pod before
 # what bounds it.
@@ -179,6 +181,15 @@ class Knowledge:
         kind = kinds.CILIUM_NETWORK_POLICIES
         there = self.reflectors[kind].served
         return frozenset({f"{kind.plural}.{kind.group}"} if there else ())
+
+    def unseen(self) -> tuple[str, ...]:
+        """What bears on how tight egress is and has not been shown by the API server for long."""
+        since = trio.current_time() - _CURRENT_SECONDS
+        return tuple(
+            kind.plural
+            for kind in (kinds.NETWORK_POLICIES, kinds.PODS)
+            if (self.reflectors[kind].heard_at or 0.0) < since
+        )
 
     def store(self, kind: Kind) -> Any:
         """The objects of a kind."""

@@ -142,6 +142,7 @@ class Reconciler:
             chosen=chosen,
             plan=made,
             excess=self._excess(sandbox, made),
+            unseen=self.known.unseen(),
             heard=self.routers.heard(key),
             suspended=sandbox.spec.suspended,
             rollout=self._rollout(made),

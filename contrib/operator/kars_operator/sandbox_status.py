@@ -31,6 +31,8 @@ class Facts:
         chosen: what it gets.
         plan: what was applied.
         excess: what is open beyond what was declared.
+        unseen: kinds of objects that the API server has not shown for a while, so that there may
+            be more.
         heard: what its routers said.
         suspended: whether it is to have no pod.
         rollout: why its Deployment does not come up; "" if nothing is known to be wrong.
@@ -39,6 +41,7 @@ class Facts:
     chosen: Chosen
     plan: Plan
     excess: Sequence[Excess] = ()
+    unseen: Sequence[str] = ()
     heard: Sequence[Heard] = ()
     suspended: bool = False
     rollout: str = ""
@@ -49,7 +52,7 @@ def describe(facts: Facts) -> tuple[Condition, ...]:
     parts = (
         _servers(facts.chosen),
         _derived(facts.plan.derived),
-        _tight(facts.excess),
+        _tight(facts.excess, facts.unseen),
         _enforcing(facts),
     )
     return (_ready(parts), *parts)
@@ -139,7 +142,10 @@ def _derived(derived: Sequence[Derived]) -> Condition:
     return Condition("EgressDerived", True, "Derived", message)
 
 
-def _tight(excess: Sequence[Excess]) -> Condition:
+def _tight(excess: Sequence[Excess], unseen: Sequence[str]) -> Condition:
+    if not excess and unseen:
+        message = f"The operator cannot see {' and '.join(unseen)}, and does not know what is open."
+        return Condition("EgressTight", None, "NotSeen", message)
     if not excess:
         message = "No NetworkPolicy opens anything beyond what was declared."
         return Condition("EgressTight", True, "NothingBeyond", message)

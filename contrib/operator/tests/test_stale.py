@@ -263,3 +263,24 @@ async def test_a_pod_is_not_put_outside_of_its_bounds_by_what_somebody_adds(
         assert not any(spec.get(key) for key in ("hostNetwork", "hostPID", "hostIPC"))
         assert not spec.get("shareProcessNamespace")
         assert not spec["containers"][0]["securityContext"].get("privileged")
+
+
+@pytest.mark.parametrize("kind", [kinds.NETWORK_POLICIES, kinds.PODS])
+async def test_what_cannot_be_seen_any_more_is_not_said_to_be_tight(
+    autojump_clock: MockClock, kind: Any
+) -> None:
+    cluster = new_cluster()
+    cluster.put(sandbox_manifest())
+    async with operator(cluster) as bench:
+        await bench.settle()
+        assert bench.condition("EgressTight") == ("True", "NothingBeyond")
+        for verb in ("list", "watch"):
+            cluster.trouble(403, times=10_000, verb=verb, resource=kind)
+        cluster.drop_watches()
+        await trio.sleep(120)
+        assert bench.condition("EgressTight")[0] == "True"  # a moment's trouble
+        await trio.sleep(1500)
+        assert bench.condition("EgressTight") == ("Unknown", "NotSeen")
+        cluster.calm()
+        await trio.sleep(120)
+        assert bench.condition("EgressTight") == ("True", "NothingBeyond")
