@@ -237,14 +237,14 @@ class _Session:
     def _do(self, plan: Plan, wanted: Wanted) -> Outcome:
         from kars_router.upgrade import definitions
         from kars_router.upgrade.rollout import Rollout, workloads
-        from kars_router.upgrade.running import run, upgrade_words
+        from kars_router.upgrade.running import Upgrade, upgrade
 
         async def act(kube: Kube) -> Outcome:
             await definitions.apply(kube, plan.definitions, force=plan.force)
             watched = workloads(plan.survey.checked, exact=not plan.release.migrates)
             rollout = Rollout(kube, watched, _tell)
-            words = upgrade_words(plan, wanted.options(), self.asked.timeout)
-            return await run(self.helm, words, plan.release, rollout=rollout, tell=_tell)
+            how = Upgrade(plan, wanted.options(), self.asked.timeout)
+            return await upgrade(self.helm, how, rollout=rollout, tell=_tell)
 
         return ask(self.connection, act)
 
@@ -331,7 +331,7 @@ def _left(before: Release, after: Release) -> str:
     if last.number == before.last.number:
         return ", and nothing of it was changed"
     if last.status == "deployed":
-        return f", and Helm has rolled back to {last.version}"
+        return f", and it was rolled back to {last.version}"
     return f", and it was left {last.status} at revision {last.number}"
 
 

@@ -20,6 +20,7 @@ from kars_router.upgrade.manifests import Manifest, ManifestError, read
 _PENDING: Final = frozenset({"pending-install", "pending-upgrade", "pending-rollback"})
 _GOING: Final = frozenset({"uninstalling", "uninstalled"})
 _ABSENT: Final = re.compile(r"release: not found|has no deployed releases")
+_TAKEN_FOR_GOOD: Final = frozenset({"deployed", "superseded"})
 _FAILED: Final = re.compile(r"(Upgrade|Rollback|Release) .* failed: ")
 _MOST: Final = "256"
 
@@ -69,6 +70,8 @@ class Release:
         last: its newest revision.
         current: the one that Helm goes out from: the deployed one, or the newest if there is none.
         good: the number of the newest one that was ever deployed; None if there is none.
+        returns: the number of the one that Helm goes back to when an upgrade fails. That may be
+            one that was never deployed: whatever failed to go back makes of it a superseded one.
         migrates: whether it was applied by the client so far. Helm then turns its updates into
             what it applies, the first time.
     """
@@ -78,6 +81,7 @@ class Release:
     last: Revision
     current: Revision
     good: int | None = None
+    returns: int | None = None
     migrates: bool = False
 
     def __str__(self) -> str:
@@ -121,12 +125,14 @@ async def read_release(helm: Helm, name: str) -> Release:
     if last.status in _GOING:
         raise UserError(f"the release {namespace}/{name} is being uninstalled")
     good = [each.number for each in revisions if each.was_good]
+    returns = [each.number for each in revisions if each.status in _TAKEN_FOR_GOOD]
     return Release(
         name=name,
         namespace=namespace,
         last=last,
         current=current,
         good=max(good, default=None),
+        returns=max(returns, default=None),
         migrates=migrates,
     )
 

@@ -96,6 +96,10 @@ class Rollout:
             for reason in found
         )
 
+    def nothing(self) -> Rollout:
+        """One that watches nothing."""
+        return Rollout(self._kube, (), self._tell)
+
     async def run(self) -> None:
         """Looks again and again, until cancelled."""
         while True:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 import trio
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 
 from kars_router.errors import KarsError
 from kars_router.upgrade.helm import Helm, what_it_said
@@ -46,22 +46,67 @@ class Outcome:
     interrupted: bool = False
 
 
-def upgrade_words(plan: Plan, options: Sequence[str], timeout: str) -> tuple[str, ...]:
-    """The command for Helm.
+@frozen
+class Upgrade:
+    """How a release is upgraded.
 
-    Args:
+    Attributes:
         plan: what is to be done.
-        options: the values, as options.
+        options: the values, as options of Helm.
         timeout: until which everything has to be ready, as Helm writes it.
     """
-    force = ("--force-conflicts",) if plan.force else ()
-    return (
-        *("upgrade", plan.release.name, plan.chart.path, *options),
+
+    plan: Plan
+    options: tuple[str, ...]
+    timeout: str
+
+    @property
+    def by_helm(self) -> bool:
+        """Whether Helm finds the way back on its own, should it fail."""
+        return self.plan.release.returns == self.plan.release.good
+
+    def words(self) -> tuple[str, ...]:
+        """The command for Helm."""
+        return (
+            *("upgrade", self.plan.release.name, self.plan.chart.path, *self.options),
+            *self._manner(),
+            *(("--rollback-on-failure",) if self.by_helm else ()),
+            *("--wait=watcher", "--timeout", self.timeout, "--hide-notes"),
+        )
+
+    def way_back(self) -> tuple[str, ...]:
+        """The command that takes it back."""
+        return (
+            *("rollback", self.plan.release.name, str(self.plan.release.good)),
+            *self._manner(),
+            *("--wait=watcher", "--timeout", self.timeout),
+        )
+
+    def _manner(self) -> tuple[str, ...]:
         # Said outright: Helm would go on client-side with a release that was made so, where
         # --force-conflicts is an error that leaves a failed revision behind.
-        *("--server-side=true", *force),
-        *("--rollback-on-failure", "--wait=watcher", "--timeout", timeout, "--hide-notes"),
-    )
+        force = ("--force-conflicts",) if self.plan.force else ()
+        return ("--server-side=true", *force)
+
+
+async def upgrade(helm: Helm, how: Upgrade, *, rollout: Rollout, tell: Tell) -> Outcome:
+    """Upgrades a release, and takes it back if that fails.
+
+    Args:
+        helm: for the namespace of the release.
+        how: what is to be done.
+        rollout: watches its workloads meanwhile.
+        tell: hears that an interrupt is passed on.
+    """
+    release = how.plan.release
+    outcome = await run(helm, how.words(), release, rollout=rollout, tell=tell)
+    if outcome.succeeded or how.by_helm or release.good is None:
+        return outcome
+    if outcome.release is not None and outcome.release.last.number == release.last.number:
+        return outcome  # it had not begun
+    back = await run(helm, how.way_back(), release, rollout=rollout.nothing(), tell=tell)
+    said = outcome.said if back.succeeded else f"{outcome.said}; on the way back: {back.said}"
+    return evolve(outcome, said=said, release=back.release)
 
 
 async def run(

@@ -376,7 +376,7 @@ async def test_a_roll_out_that_fails(scene: Scene, kube: Kube) -> None:
     )
     where = f"{scene.namespace}/kars-operator"
     assert last.startswith(
-        f"kars: the upgrade of {where} failed, and Helm has rolled back to 0.1.0: "
+        f"kars: the upgrade of {where} failed, and it was rolled back to 0.1.0: "
     )
     assert [each[1:] for each in scene.history()][1:] == [
         ("failed", "kars-operator-0.2.0"),

@@ -5,6 +5,7 @@ Owns `Scene`, one release in one namespace. The chart is called kars-operator, a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from cluster_assets import find, wanted_kubernetes
 from peers import missing
 
 from cluster.harness import Cluster
-from kars_router.kube import Kube
+from kars_router.kube import Kube, NotFoundError
 from kars_router.kube import resources as kinds
 
 RELEASE: Final = "kars-operator"
@@ -273,7 +274,8 @@ async def run_pods(
             if not pod["metadata"].get("deletionTimestamp") and not pod["status"].get("conditions"):
                 name = pod["metadata"]["name"]
                 status = {"status": pod_status(pod)}
-                await kube.patch(kinds.PODS, name, namespace, status, subresource="status")
+                with contextlib.suppress(NotFoundError):  # gone meanwhile
+                    await kube.patch(kinds.PODS, name, namespace, status, subresource="status")
         await trio.sleep(0.1)
 
 

@@ -138,6 +138,7 @@ async def test_a_pending_release(fake: FakeHelm, helm: Helm, status: str) -> Non
     release(fake, revision(1, "superseded"), failed, revision(3, status))
     found = await read_release(helm, "it")
     assert found.last.is_pending
+    assert found.returns == 2  # as Helm would
     assert target_of(found) == 1  # not the one that failed, which is superseded as well
 
 

@@ -21,7 +21,7 @@ from kars_router.upgrade.helm import Cluster, find
 from kars_router.upgrade.plan import Plan
 from kars_router.upgrade.release import Release, Revision
 from kars_router.upgrade.rollout import Rollout, Workload
-from kars_router.upgrade.running import Outcome, run, upgrade_words
+from kars_router.upgrade.running import Outcome, Upgrade, run, upgrade
 
 APP = Reference("Deployment", "app", "default", "apps")
 TEMPLATE: dict[str, Any] = {"metadata": {"labels": {"app": "app"}}, "spec": {"containers": []}}
@@ -210,12 +210,54 @@ async def outcome(fake: FakeHelm, kube: Kube, tell: Any = print) -> Outcome:
 
 def test_the_command() -> None:
     plan = Plan(release=release(), chart=Chart(path="/a b", name="x", version="0.2.0"))
-    assert upgrade_words(plan, ["--set", "a=b"], "5m") == (
+    assert Upgrade(plan, ("--set", "a=b"), "5m").words() == (
         *("upgrade", "it", "/a b", "--set", "a=b", "--server-side=true"),
         *("--rollback-on-failure", "--wait=watcher", "--timeout", "5m", "--hide-notes"),
     )
     forced = Plan(release=release(), chart=plan.chart, force=True)
-    assert "--force-conflicts" in upgrade_words(forced, [], "5m")
+    assert "--force-conflicts" in Upgrade(forced, (), "5m").words()
+
+
+def misled(*, good: int | None = 1) -> Upgrade:
+    """An upgrade of a release on which Helm would go back to what was never deployed."""
+    last = Revision(number=3, status="failed", chart="kars-operator", version="0.1.0")
+    found = Release(name="it", namespace="there", last=last, current=last, good=good, returns=2)
+    chart = Chart(path="/chart", name="kars-operator", version="0.2.0")
+    return Upgrade(Plan(release=found, chart=chart, force=True), (), "5m")
+
+
+async def take(fake: FakeHelm, kube: Kube, how: Upgrade) -> Outcome:
+    helm = find(Cluster(namespace="there"), fake.environment({}))
+    return await upgrade(helm, how, rollout=Rollout(kube, (), print), tell=print)
+
+
+async def test_the_way_back_is_ours_where_helm_would_lose_it(fake: FakeHelm, kube: Kube) -> None:
+    assert "--rollback-on-failure" not in misled().words()
+    fake.say("upgrade it", err="Error: no", code=1)
+    fake.say("rollback it")
+    fake.say("history it", [revision(3, "failed"), revision(5)])
+    found = await take(fake, kube, misled())
+    assert (found.succeeded, found.said) == (False, "no")
+    assert found.release is not None
+    (back,) = (each for each in fake.asked() if each.startswith("rollback"))
+    assert back == (
+        "rollback it 1 --server-side=true --force-conflicts --wait=watcher --timeout 5m"
+        " --namespace there"
+    )
+    fake.say("rollback it", err="Error: neither", code=1)
+    found = await take(fake, kube, misled())
+    assert (found.succeeded, found.said) == (False, "no; on the way back: neither")
+
+
+async def test_no_way_back_where_nothing_has_begun(fake: FakeHelm, kube: Kube) -> None:
+    fake.say("upgrade it")
+    assert (await take(fake, kube, misled())).succeeded
+    fake.say("upgrade it", err="Error: no", code=1)
+    fake.say("history it", [revision(1), revision(3, "failed")])
+    assert not (await take(fake, kube, misled())).succeeded
+    fake.say("history it", [revision(4, "failed")])
+    assert not (await take(fake, kube, misled(good=None))).succeeded
+    assert not any(each.startswith("rollback") for each in fake.asked())
 
 
 async def test_a_run_that_succeeds(fake: FakeHelm, kube: Kube) -> None:
