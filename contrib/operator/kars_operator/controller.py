@@ -124,12 +124,10 @@ class Controller:
             with self._starting:
                 await nursery.start(self.known.run)
             task_status.started()
-            if self._starting.cancelled_caught:  # told to stop before anything was known
-                nursery.cancel_scope.cancel()
-                return
-            async with trio.open_nursery() as working:
-                working.start_soon(self.asks.run)
-                working.start_soon(self.work.run)
+            if not self._starting.cancelled_caught:  # or else told to stop before all is known
+                async with trio.open_nursery() as working:
+                    working.start_soon(self.asks.run)
+                    working.start_soon(self.work.run)
             nursery.cancel_scope.cancel()
 
     def stop(self) -> None:

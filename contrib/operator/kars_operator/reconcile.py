@@ -105,18 +105,24 @@ class Reconciler:
             )
             return
         manifest = await self.own_namespaces.hold(manifest)
+        said, failure = None, None
         try:
             said = await self._make(found)
         except ApiError as error:
-            failures = self._failures[key] = self._failures.get(key, 0) + 1
-            if error.status in _REFUSALS:
-                await self._write(manifest, sandbox_status.unusable("Refused", str(error)), {})
-            elif failures >= _FAILING:
-                await self._write(manifest, sandbox_status.unusable("NotApplied", str(error)), {})
-            raise
+            failure = error
+        if failure is not None:
+            await self._tell_of(failure, key, manifest)
+            raise failure
         self._failures.pop(key, None)
         if said is not None:
             await self._write(manifest, *said)
+
+    async def _tell_of(self, failure: ApiError, key: Key, manifest: Object) -> None:
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        refused = failure.status in _REFUSALS
+        if refused or failures >= _FAILING:
+            reason = "Refused" if refused else "NotApplied"
+            await self._write(manifest, sandbox_status.unusable(reason, str(failure)), {})
 
     async def _make(
         self, sandbox: KarsSandboxResource
