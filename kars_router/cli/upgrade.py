@@ -267,6 +267,7 @@ class _Session:
             self._emit(repair.plan)
             raise _blocked(repair.plan)
         if self.asked.dry_run or not self._may_repair(said):
+            self._emit(repair.plan)
             raise UserError(f"{said}; if no run is at work on it, add --repair (it runs {way})")
 
         async def act(kube: Kube) -> Outcome:

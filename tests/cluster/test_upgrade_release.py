@@ -300,6 +300,21 @@ async def test_the_chart_of_the_operator(scene: Scene, kube: Kube, definitions: 
     assert "2 restart" in done.out
 
 
+def test_the_chart_that_comes_with_the_operator(scene: Scene, definitions: None) -> None:
+    """Without `--chart` it is the one of the installed distribution, its definitions included."""
+    scene.release = scene.namespace
+    narrow = ["--set", f"watchNamespace={scene.namespace}"]
+    scene.install(OPERATOR, *narrow, "--skip-crds")
+    scene.kubectl("set", "env", "deployment/kars-operator", "KARS_OPERATOR_RUN_WORKERS=9")
+    done = scene.kars(None, "--dry-run", "-o", "json")
+    found = json.loads(done.out)
+    assert [each["field"] for each in found["conflicts"]] == [
+        '.spec.template.spec.containers[name="operator"].env[name="KARS_OPERATOR_RUN_WORKERS"].value'
+    ]
+    assert found["target"]["chart"] == "kars-operator"
+    assert {each["kind"] for each in found["changes"]} == {"Deployment"}
+
+
 def test_the_release_is_found_wherever_it_is(scene: Scene) -> None:
     scene.release = f"r{scene.namespace}"[:50].rstrip("-")
     first = scene.chart("0.1.0")
