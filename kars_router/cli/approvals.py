@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from kars_router.cli.admin import admin_option, admin_token, ask
+from kars_router.cli.examples import examples
 from kars_router.cli.output import Output, clean, emit, output_option, table
 
 PATH = "/api/v1/approvals"
@@ -23,12 +24,27 @@ token_option = click.option(
 )
 
 
-@click.group("approvals")
+@click.group(
+    "approvals",
+    epilog=examples(
+        ("Which calls wait?", "kars approvals list"),
+        ("Let one of them be made", "kars approvals approve 4f2a9c"),
+    ),
+)
 def command() -> None:
     """List calls that are held for approval, and decide on them."""
 
 
-@command.command("list")
+@command.command(
+    "list",
+    epilog=examples(
+        ("Those that wait", "kars approvals list"),
+        (
+            "Decided and expired ones as well, with all of their arguments",
+            "kars approvals list --all -o json",
+        ),
+    ),
+)
 @click.option("--all", "everything", is_flag=True, help="Decided and expired ones, too.")
 @admin_option
 @token_option
@@ -40,7 +56,15 @@ def listed(*, everything: bool, admin: str | None, token_file: Path | None, outp
     emit(data, output, lambda: _table(data))
 
 
-@command.command("approve")
+@command.command(
+    "approve",
+    epilog=examples(
+        (
+            "Let the call be made, and say why",
+            'kars approvals approve 4f2a9c --comment "asked for by the team"',
+        ),
+    ),
+)
 @click.argument("ident", metavar="ID")
 @click.option("--comment", default="", help="Why; goes into the record.")
 @admin_option
@@ -50,7 +74,15 @@ def approve(*, ident: str, comment: str, admin: str | None, token_file: Path | N
     _decide(ident, "approve", comment, admin, token_file=token_file)
 
 
-@command.command("deny")
+@command.command(
+    "deny",
+    epilog=examples(
+        (
+            "Have it refused, and tell the model why",
+            'kars approvals deny 4f2a9c --comment "use the test account"',
+        ),
+    ),
+)
 @click.argument("ident", metavar="ID")
 @click.option("--comment", default="", help="Why; the agent's model is told.")
 @admin_option

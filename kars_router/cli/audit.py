@@ -14,6 +14,7 @@ import click
 import msgspec
 
 from kars_router.cli.errors import FOUND
+from kars_router.cli.examples import examples
 from kars_router.cli.output import Output, clean, emit, output_option, table
 from kars_router.errors import UndeterminedError, UserError
 
@@ -35,12 +36,27 @@ _DETAILS = (
 _FILE = click.Path(path_type=Path)
 
 
-@click.group("audit")
+@click.group(
+    "audit",
+    epilog=examples(
+        ("Has anybody changed the record?", "kars audit verify audit.jsonl"),
+        ("What was recorded last?", "kars audit tail audit.jsonl"),
+    ),
+)
 def command() -> None:
     """Check and show the files of the audit journal."""
 
 
-@command.command("verify")
+@command.command(
+    "verify",
+    epilog=examples(
+        ("The file, and the older ones beside it", "kars audit verify audit.jsonl"),
+        (
+            "Only signatures of this key count",
+            "kars audit verify --key audit.jsonl.pub audit.jsonl",
+        ),
+    ),
+)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=_FILE)
 @click.option(
     "--key",
@@ -95,7 +111,13 @@ def verify_command(
     context.exit(0 if report.fault is None else FOUND)
 
 
-@command.command("tail")
+@command.command(
+    "tail",
+    epilog=examples(
+        ("The last 20 records", "kars audit tail audit.jsonl"),
+        ("More, for a program", "kars audit tail -n 1000 -o json audit.jsonl"),
+    ),
+)
 @click.argument("file", type=_FILE)
 @click.option(
     "-n",

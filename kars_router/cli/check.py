@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kars_router.cli.errors import FOUND, UNDETERMINED
+from kars_router.cli.examples import examples
 from kars_router.cli.output import Output, clean, emit, output_option
 from kars_router.config.advice import advice
 from kars_router.config.converter import to_plain
@@ -20,7 +21,14 @@ if TYPE_CHECKING:
     from kars_router.config.schema import Config
 
 
-@click.command("check")
+@click.command(
+    "check",
+    epilog=examples(
+        ("Is ./kars.yaml valid?", "kars check"),
+        ("Do its servers answer as well, and with which tools?", "kars check --connect kars.yaml"),
+        ("For a program", "kars check -o json kars.yaml"),
+    ),
+)
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--connect", is_flag=True, help="Also open each server and list its tools.")
 @output_option

@@ -13,12 +13,19 @@ import trio
 
 from kars_router.cli.demo_story import Story, Timing, play
 from kars_router.cli.demo_view import LiveView, PlainView, conclusion, introduction
+from kars_router.cli.examples import examples
 from kars_router.cli.output import Output, emit, output_option
 from kars_router.errors import UserError
 from kars_router.telemetry import configure_logging
 
 
-@click.command("demo")
+@click.command(
+    "demo",
+    epilog=examples(
+        ("Watch it", "kars demo"),
+        ("Keep what the router says meanwhile", "kars demo --log router.log"),
+    ),
+)
 @output_option
 @click.option(
     "--log",

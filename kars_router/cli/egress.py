@@ -9,6 +9,7 @@ import click
 from kars_router.cli import egress_probe, egress_render, egress_verify
 from kars_router.cli.egress_options import check_namespace, domain_option
 from kars_router.cli.errors import FOUND
+from kars_router.cli.examples import examples
 from kars_router.cli.output import Output, emit, output_option, table
 from kars_router.egress import Explanation, Place, Scope, explain, summary
 from kars_router.model import ServerInfo
@@ -16,7 +17,13 @@ from kars_router.plugins import Plugins
 from kars_router.telemetry import configure_logging
 
 
-@click.group("egress")
+@click.group(
+    "egress",
+    epilog=examples(
+        ("Which rule does this server need?", "kars egress explain https://mcp.example.com/"),
+        ("Does the cluster open that and no more?", "kars egress verify -n agents"),
+    ),
+)
 def command() -> None:
     """Explain what egress servers need, and whether a cluster grants that and no more."""
 
@@ -26,7 +33,16 @@ command.add_command(egress_verify.command)
 command.add_command(egress_probe.command)
 
 
-@command.command("explain")
+@command.command(
+    "explain",
+    epilog=examples(
+        ("A public server", "kars egress explain https://mcp.example.com/"),
+        (
+            "A Service, as seen from a namespace",
+            "kars egress explain http://browser:8080/mcp -n agents -o yaml",
+        ),
+    ),
+)
 @click.argument("urls", metavar="URL...", nargs=-1, required=True)
 @click.option(
     "--namespace",

@@ -12,6 +12,7 @@ import click
 
 from kars_router.cli.egress_findings import Destination, Findings
 from kars_router.cli.errors import FOUND, UNDETERMINED
+from kars_router.cli.examples import examples
 from kars_router.cli.output import Output, emit, output_option, table
 from kars_router.config.load import default_path
 from kars_router.egress.urls import InvalidUrlError, Target, parse
@@ -49,7 +50,16 @@ def _denied(
         raise click.BadParameter(str(error)) from None
 
 
-@click.command("probe")
+@click.command(
+    "probe",
+    epilog=examples(
+        ("In the router's container", "kars egress probe -c /etc/kars/kars.yaml"),
+        (
+            "In the agent's: the router, and nothing else",
+            "kars egress probe http://127.0.0.1:8443/mcp --denied 10.0.0.1:22",
+        ),
+    ),
+)
 @click.argument("urls", metavar="[URL]...", nargs=-1)
 @click.option(
     "-c",

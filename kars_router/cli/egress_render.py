@@ -15,6 +15,7 @@ from kars_router.cli.egress_options import (
     operator_options,
 )
 from kars_router.cli.errors import FOUND
+from kars_router.cli.examples import examples
 from kars_router.cli.output import clean, dump, table
 from kars_router.errors import UserError
 from kars_router.telemetry import configure_logging
@@ -26,7 +27,16 @@ if TYPE_CHECKING:
 _ROUTER: Final = "kars-router"  # a policy that no sandbox gives its name to
 
 
-@click.command("render")
+@click.command(
+    "render",
+    epilog=examples(
+        ("For the resources in a directory", "kars egress render -f manifests/"),
+        (
+            "For a router of your own, straight to the cluster",
+            "kars egress render -f kars.yaml --pod-label app=agent | kubectl apply -f -",
+        ),
+    ),
+)
 @click.option(
     "-f",
     "--file",

@@ -11,6 +11,7 @@ import click
 from kars_router.cli.cluster import ask, cluster_options, connection_of
 from kars_router.cli.egress_options import check_namespace, operator_options
 from kars_router.cli.errors import FOUND, UNDETERMINED
+from kars_router.cli.examples import examples
 from kars_router.cli.output import Output, emit, output_option, table
 from kars_router.telemetry import configure_logging
 
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
     from kars_router.cli.egress_cluster import Verdict
 
 
-@click.command("verify")
+@click.command(
+    "verify",
+    epilog=examples(
+        ("One sandbox", "kars egress verify researcher -n agents"),
+        ("All of the cluster, for a program", "kars egress verify -A -o json"),
+    ),
+)
 @click.argument("sandboxes", metavar="[SANDBOX]...", nargs=-1)
 @click.option(
     "-n",

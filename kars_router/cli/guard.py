@@ -11,6 +11,7 @@ import attrs
 import click
 
 from kars_router.cli.errors import FOUND
+from kars_router.cli.examples import examples
 from kars_router.cli.nft import Nft, is_machines_own_network
 from kars_router.cli.output import clean
 from kars_router.errors import UndeterminedError, UserError
@@ -63,7 +64,14 @@ def _router(_: click.Context, __: click.Parameter, value: str) -> int:
     return uids.first
 
 
-@click.command("guard")
+@click.command(
+    "guard",
+    epilog=examples(
+        ("Print the rules for the default users", "kars guard --dry-run"),
+        ("Put them in force, and let the agent look names up", "kars guard --allow-dns"),
+        ("Are these rules in force?", "kars guard --router-uid 1001 --agent-uid 1000 --check"),
+    ),
+)
 @click.option(
     "--router-uid",
     metavar="UID",

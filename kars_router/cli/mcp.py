@@ -24,6 +24,7 @@ from kars_router.cli.cluster import (
 )
 from kars_router.cli.egress_options import check_namespace, check_pairs
 from kars_router.cli.errors import FOUND
+from kars_router.cli.examples import examples
 from kars_router.cli.mcp_cluster import (
     apply_server,
     delete_server,
@@ -80,7 +81,13 @@ _namespace = click.option(
 )
 
 
-@click.group("mcp")
+@click.group(
+    "mcp",
+    epilog=examples(
+        ("Make one", "kars mcp apply web --url https://mcp.example.com/ --allowed-tool '*'"),
+        ("See what the operator says of it", "kars mcp get web"),
+    ),
+)
 def command() -> None:
     """Look after the McpServer resources of a cluster.
 
@@ -131,7 +138,19 @@ def _flags(command: F) -> F:
     return command
 
 
-@command.command("apply")
+@command.command(
+    "apply",
+    epilog=examples(
+        (
+            "A server, and the tools that agents may use",
+            "kars mcp apply web --url https://mcp.example.com/ --allowed-tool 'read_*'",
+        ),
+        (
+            "From a file, first without changing anything",
+            "kars mcp apply --from-file web.yaml --dry-run",
+        ),
+    ),
+)
 @click.argument("name", metavar="[NAME]", required=False)
 @_flags
 @click.option(
@@ -205,7 +224,13 @@ def apply(
     )
 
 
-@command.command("list")
+@command.command(
+    "list",
+    epilog=examples(
+        ("Of one namespace", "kars mcp list -n tools"),
+        ("Of all, for a program", "kars mcp list -A -o json"),
+    ),
+)
 @_namespace
 @click.option("-A", "--all-namespaces", is_flag=True, help="Those of every namespace.")
 @cluster_options
@@ -236,7 +261,13 @@ def list_command(
     )
 
 
-@command.command("get")
+@command.command(
+    "get",
+    epilog=examples(
+        ("For people", "kars mcp get web -n tools"),
+        ("As a file that can be applied again", "kars mcp get web -o yaml > web.yaml"),
+    ),
+)
 @click.argument("name")
 @_namespace
 @cluster_options
@@ -264,7 +295,13 @@ def get(
     emit(without_bookkeeping(found), output, lambda: shown(found, dt.datetime.now(dt.UTC)))
 
 
-@command.command("delete")
+@command.command(
+    "delete",
+    epilog=examples(
+        ("Name the sandboxes that use it, and ask", "kars mcp delete web -n tools"),
+        ("In a script", "kars mcp delete web --no-prompt"),
+    ),
+)
 @click.argument("name")
 @_namespace
 @click.option("--no-prompt", is_flag=True, help="Do not ask.")

@@ -9,6 +9,7 @@ import attrs
 import click
 
 from kars_router.cli.errors import FOUND
+from kars_router.cli.examples import examples
 from kars_router.cli.output import Output, emit, output_option, table
 from kars_router.config.load import default_path, load
 from kars_router.config.schema import Config
@@ -17,7 +18,13 @@ from kars_router.plugins import Plugins
 from kars_router.telemetry import configure_logging
 
 
-@click.command("plugins")
+@click.command(
+    "plugins",
+    epilog=examples(
+        ("What is installed, with default options", "kars plugins"),
+        ("What a router with this configuration loads", "kars plugins -c kars.yaml"),
+    ),
+)
 @click.option(
     "-c",
     "--config",

@@ -17,6 +17,7 @@ import click
 import msgspec
 
 from kars_router.cli.errors import FOUND
+from kars_router.cli.examples import examples
 from kars_router.cli.output import Output, clean, emit, output_option, table
 from kars_router.config.document import decode, parse_document
 from kars_router.config.globs import matches_any
@@ -53,12 +54,32 @@ _MATCHED = {True: "yes", False: "no", None: "-"}
 _METHODS = {"tool": "tools/call", "resource": "resources/read", "prompt": "prompts/get"}
 
 
-@click.group("policy")
+@click.group(
+    "policy",
+    epilog=examples(
+        (
+            "Would this call pass, and why?",
+            'kars policy test kars.yaml --call \'{"server": "web", "tool": "fetch"}\'',
+        ),
+    ),
+)
 def command() -> None:
     """Explain what policies decide about a call."""
 
 
-@command.command("test")
+@command.command(
+    "test",
+    epilog=examples(
+        (
+            "Would this call pass, and why?",
+            'kars policy test kars.yaml --call \'{"server": "web", "tool": "fetch"}\'',
+        ),
+        (
+            "A prompt, for a program, by a file that is a policy alone",
+            'kars policy test policy.yaml -o json --call \'{"server": "web", "prompt": "review"}\'',
+        ),
+    ),
+)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--call",

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import trio
 
+from kars_router.cli.examples import examples
 from kars_router.config.load import DEFAULT_FILE, default_path, load
 from kars_router.config.schema import Config
 from kars_router.errors import UserError
@@ -19,7 +20,20 @@ from kars_router.service import Router, open_router
 from kars_router.telemetry import configure_logging, log
 
 
-@click.command("run")
+@click.command(
+    "run",
+    epilog=examples(
+        ("With ./kars.yaml, or what $KARS_CONFIG names", "kars run"),
+        (
+            "Without a file: one server, all of its tools",
+            "kars run --upstream web=http://127.0.0.1:3000/mcp",
+        ),
+        (
+            "Where a file is, and where agents are served",
+            "kars run -c /etc/kars/kars.yaml --listen 127.0.0.1:8443",
+        ),
+    ),
+)
 @click.option(
     "-c",
     "--config",

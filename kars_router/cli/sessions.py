@@ -7,12 +7,19 @@ from typing import Any
 import click
 
 from kars_router.cli.admin import admin_option, ask
+from kars_router.cli.examples import examples
 from kars_router.cli.output import Output, emit, output_option, table
 
 PATH = "/api/v1/sessions"
 
 
-@click.command("sessions")
+@click.command(
+    "sessions",
+    epilog=examples(
+        ("Of the router on this machine", "kars sessions"),
+        ("Of another one, for a program", "kars sessions --admin 127.0.0.1:9091 -o json"),
+    ),
+)
 @admin_option
 @output_option
 def command(*, admin: str | None, output: Output) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kars_router.cli.errors import FOUND, UNDETERMINED
+from kars_router.cli.examples import examples
 from kars_router.cli.output import Output, clean, emit, output_option, wants_colour
 from kars_router.config.load import DEFAULT_FILE, default_path, load
 from kars_router.errors import UserError
@@ -36,7 +37,13 @@ _server = click.option(
 )
 
 
-@click.group("tools")
+@click.group(
+    "tools",
+    epilog=examples(
+        ("Accept the tools as they are now", "kars tools lock --lock tools.lock.json"),
+        ("Has any of them changed since?", "kars tools diff --lock tools.lock.json"),
+    ),
+)
 def command() -> None:
     """Pin the definitions of tools, and show what changed.
 
@@ -45,7 +52,19 @@ def command() -> None:
     """
 
 
-@command.command("lock")
+@command.command(
+    "lock",
+    epilog=examples(
+        (
+            "Accept all tools of ./kars.yaml as they are now",
+            "kars tools lock --lock tools.lock.json",
+        ),
+        (
+            "Accept what one server has changed, without being asked",
+            "kars tools lock --server web --yes",
+        ),
+    ),
+)
 @_config
 @_lock
 @_server
@@ -97,7 +116,13 @@ def lock_command(
     click.echo(f"{click.format_filename(place)}: {count} tool{'s'[: count != 1]} locked")
 
 
-@command.command("diff")
+@command.command(
+    "diff",
+    epilog=examples(
+        ("Has any tool changed since it was accepted?", "kars tools diff"),
+        ("Of one server, for a program", "kars tools diff -c kars.yaml --server web -o json"),
+    ),
+)
 @_config
 @_lock
 @_server

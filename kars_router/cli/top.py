@@ -11,10 +11,17 @@ from rich.live import Live
 from rich.text import Text
 
 from kars_router.cli.admin import admin_option, ask
+from kars_router.cli.examples import examples
 from kars_router.cli.sessions import PATH, as_tables
 
 
-@click.command("top")
+@click.command(
+    "top",
+    epilog=examples(
+        ("Look every second", "kars top"),
+        ("Look every five", "kars top --interval 5"),
+    ),
+)
 @admin_option
 @click.option(
     "--interval",

@@ -17,6 +17,7 @@ import click
 
 from kars_router._version import __version__
 from kars_router.cli.errors import FOUND, Boundary
+from kars_router.cli.examples import examples
 from kars_router.cli.output import Output, clean, emit, output_option, wants_colour
 from kars_router.errors import UndeterminedError, UserError
 from kars_router.update import state
@@ -29,7 +30,14 @@ _LIMIT: Final = 15.0  # seconds; somebody is waiting for it, unlike for a notice
 _MOST: Final = 10  # releases that are told of
 
 
-@click.command("update")
+@click.command(
+    "update",
+    epilog=examples(
+        ("Look, show what is new, and ask", "kars update"),
+        ("Only look, for a program", "kars update --check -o json"),
+        ("Install it without asking", "kars update --yes"),
+    ),
+)
 @click.option("--check", is_flag=True, help="Only say whether there is a newer release.")
 @click.option("--yes", is_flag=True, help="Install it without asking.")
 @output_option
@@ -46,11 +54,6 @@ def command(context: click.Context, *, check: bool, yes: bool, output: Output) -
       0  this is the newest release, or it is now
       1  there is a newer release, and it was not installed
       3  it could not be found out
-    \b
-    Examples:
-      kars update
-      kars update --check -o json
-      kars update --yes
     """  # noqa: D301 (the backspace keeps click from filling the lines)
     if check and yes:
         raise click.UsageError("--check installs nothing, so --yes has no place beside it.")

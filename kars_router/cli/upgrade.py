@@ -19,6 +19,7 @@ from attrs import evolve, frozen
 
 from kars_router.cli.cluster import ask, cluster_options, connection_of
 from kars_router.cli.egress_options import check_namespace
+from kars_router.cli.examples import examples
 from kars_router.cli.output import Output, clean, emit, output_option, wants_colour
 from kars_router.cli.upgrade_view import answer, pending, shown
 from kars_router.errors import UndeterminedError, UserError
@@ -56,7 +57,14 @@ def _check_version(_: click.Context, parameter: click.Parameter, value: str | No
     return version
 
 
-@click.command("upgrade")
+@click.command(
+    "upgrade",
+    epilog=examples(
+        ("What would change, and is anything in the way?", "kars upgrade --dry-run"),
+        ("Do it without asking", "kars upgrade --yes"),
+        ("To the chart of a directory", "kars upgrade --chart ./chart --to 0.2.0 -n kars-system"),
+    ),
+)
 @click.option("--to", metavar="VERSION", callback=_check_version, help="The chart's version.")
 @click.option(
     "--chart",
@@ -129,11 +137,6 @@ def command(**options: Any) -> None:
       1  something is in the way, it failed, or it was not to be done after all
       2  wrong usage, or there is no terminal to ask on
       3  it could not be found out: no Helm 4, no answer
-    \b
-    Examples:
-      kars upgrade --dry-run
-      kars upgrade --yes
-      kars upgrade --chart ./chart --to 0.2.0 -n kars-system
     """  # noqa: D301 (the backspace keeps click from filling the lines)
     asked = _Asked(**options)
     if asked.output != "table" and not (asked.yes or asked.dry_run):

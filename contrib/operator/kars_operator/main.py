@@ -26,6 +26,7 @@ from kars_router.cli.egress_options import (
     take_dns,
 )
 from kars_router.cli.errors import Boundary
+from kars_router.cli.examples import examples
 from kars_router.config.addresses import parse_listen
 from kars_router.config.frozenmap import FrozenMap
 from kars_router.telemetry import configure_logging, log
@@ -149,6 +150,10 @@ def _settings(given: dict[str, Any]) -> Settings:
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=examples(
+        ("Install the definitions", "kars-operator crds | kubectl apply --server-side -f -"),
+        ("See what it would make of some files", "kars-operator render -f manifests/"),
+    ),
 )
 @click.version_option(__version__, prog_name="kars-operator", message="%(prog)s %(version)s")
 @_debug
@@ -156,7 +161,16 @@ def operator() -> None:
     """Turns McpServer and KarsSandbox resources into pods with exactly the egress they need."""
 
 
-@operator.command("run")
+@operator.command(
+    "run",
+    epilog=examples(
+        ("In a pod, for the whole cluster", "kars-operator run"),
+        (
+            "From outside, for one namespace, without election",
+            "kars-operator run --kubeconfig ~/.kube/config -n agents --no-election",
+        ),
+    ),
+)
 @_making
 @click.option(
     "--namespace", "-n", metavar="NS", callback=check_namespace, help="Look at this one only."
@@ -243,7 +257,16 @@ async def _heed(signals: Any, stop: trio.Event, scope: trio.CancelScope) -> None
         stop.set()
 
 
-@operator.command("render")
+@operator.command(
+    "render",
+    epilog=examples(
+        ("A directory of resources", "kars-operator render -f manifests/"),
+        (
+            "With an image of your own, in a namespace of your own",
+            "kars-operator render -f sandbox.yaml -n agents --router-image example.com/kars:1.0",
+        ),
+    ),
+)
 @_making
 @click.option(
     "--file",
@@ -310,7 +333,13 @@ def render_files(
         context.exit(1)
 
 
-@operator.command("crds")
+@operator.command(
+    "crds",
+    epilog=examples(
+        ("Install them", "kars-operator crds | kubectl apply --server-side -f -"),
+        ("Keep them", "kars-operator crds > crds.yaml"),
+    ),
+)
 @_debug
 def print_definitions() -> None:
     """Print the CustomResourceDefinitions."""
