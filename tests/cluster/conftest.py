@@ -52,9 +52,7 @@ def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]
 def definitions(running_cluster: Cluster) -> None:
     """The custom resources, known to the API server."""
     running_cluster.start_api_server()
-    running_cluster.apply(*crd_manifests())
-    wait = ["wait", "--for=condition=Established", "customresourcedefinition", "--all"]
-    running_cluster.kubectl(*wait, "--timeout=60s")
+    running_cluster.define(*crd_manifests())
 
 
 @pytest.fixture

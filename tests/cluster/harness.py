@@ -114,6 +114,12 @@ class Cluster:
         given = "\n".join(map(json.dumps, manifests))
         self.kubectl("apply", "--server-side", "--filename", "-", given=given)
 
+    def define(self, *definitions: Mapping[str, Any]) -> None:
+        """Make custom resources known, and return once the API server serves them."""
+        self.apply(*definitions)
+        wait = ["wait", "--for=condition=Established", "customresourcedefinition", "--all"]
+        self.kubectl(*wait, "--timeout=60s")
+
     def get(self, resource: str, name: str = "", namespace: str = "") -> dict[str, Any]:
         """One object, or without a `name` the list of them."""
         where = ["--namespace", namespace] if namespace else []
