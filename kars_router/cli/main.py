@@ -13,32 +13,46 @@ import sys
 from collections.abc import Sequence
 
 import click
+from click.shell_completion import CompletionItem
 
 from kars_router._version import __version__
 from kars_router.cli.errors import INTERRUPTED, Boundary
 
-# Each is `kars_router.cli.NAME`, with a click command named `command`.
+# Each is `kars_router.cli.NAME`, with a click command named `command`. The summaries fit what
+# `kars --help` leaves of a line of 80 columns.
 COMMANDS = {
     "run": "Run the router.",
     "check": "Validate a configuration, and say every mistake in it.",
-    "demo": "Show live how a session is lost without the router and kept with it.",
     "plugins": "List the plugins, their hooks and their order.",
+    "guard": "Leave the router as the agent's only way out of the pod.",
+    "demo": "See how a session is lost without the router.",
     "sessions": "List the sessions of a running router.",
     "top": "Watch the sessions of a running router.",
-    "approvals": "List calls that are held for approval, and decide on them.",
+    "approvals": "List calls held for approval, and decide on them.",
     "policy": "Explain what policies decide about a call.",
     "tools": "Pin the definitions of tools, and show what changed.",
     "audit": "Check and show the record of calls.",
     "mcp": "Look after the McpServer resources of a cluster.",
-    "egress": "Explain what egress servers need, and verify that a cluster grants it.",
-    "update": "Look for a newer release and install it.",
+    "egress": "Say what egress servers need, and what a cluster opens.",
     "upgrade": "Upgrade the operator in a cluster.",
-    "guard": "Leave the router as the agent's only way out of the pod.",
+    "update": "Look for a newer release and install it.",
+    "version": "Say which version this is, on which Python and platform.",
+    "completion": "Print the script that completes words in a shell.",
+}
+
+# What `kars --help` puts together, each with the word in front of its first line.
+GROUPS = {
+    "Router": ("run", "check", "plugins", "guard", "demo"),
+    "Sessions": ("sessions", "top"),
+    "Calls": ("approvals", "policy", "tools", "audit"),
+    "Cluster": ("mcp", "egress", "upgrade"),
+    "Program": ("update", "version", "completion"),
 }
 
 # These do not end with a line about a newer release: they run unattended and for long, they are
-# about releases themselves, or they promise to leave nothing behind.
-_WITHOUT_NOTICE = frozenset({"demo", "guard", "run", "update"})
+# about releases themselves, a shell reads them as it starts, or they promise to leave nothing
+# behind.
+_WITHOUT_NOTICE = frozenset({"completion", "demo", "guard", "run", "update"})
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -124,13 +138,30 @@ class _Commands(click.Group):
         _add_debug(command)
         return command
 
-    def format_commands(
+    def format_options(
         self,
         ctx: click.Context,  # noqa: ARG002
         formatter: click.HelpFormatter,
     ) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        """Writes the commands, and the options in a line: all of it fits a screen."""
+        formatter.write_paragraph()
+        words = max(map(len, GROUPS))
+        names = max(map(len, COMMANDS))
+        for group, members in GROUPS.items():
+            for number, name in enumerate(members):
+                word = "" if number else group
+                formatter.write(f"  {word:{words}}  {name:{names}}  {COMMANDS[name]}\n")
+        formatter.write_paragraph()
+        formatter.write("Options: --help, --version, --debug. Examples: kars COMMAND --help\n")
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        """Completes names of commands from the list, without an import of each."""
+        found = [
+            CompletionItem(name, help=summary)
+            for name, summary in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
 
 @click.group(
@@ -141,7 +172,7 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="kars", message="%(prog)s %(version)s")
 @click.pass_context
 def kars(context: click.Context) -> None:
-    """A router that keeps stateful MCP servers alive for the agent in the same pod."""
+    """Keeps stateful MCP servers alive for the agent in the same pod."""
     boundary = context.find_object(Boundary)
     if boundary is not None:
         boundary.notice = context.invoked_subcommand not in _WITHOUT_NOTICE

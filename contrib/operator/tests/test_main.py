@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 import pytest
-
 from kars_operator.main import operator
 
 

@@ -179,6 +179,21 @@ def test_help_lists_every_command_and_imports_none() -> None:
         assert summary.split()[0] in done.stdout
 
 
+def test_help_fits_a_screen(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 24
+    assert [line for line in lines if len(line) > 80] == []
+
+
+def test_every_command_is_in_one_group() -> None:
+    members = [name for group in cli.GROUPS.values() for name in group]
+    assert members == list(cli.COMMANDS)
+
+
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_is_there_and_explains_itself(
     name: str, capsys: pytest.CaptureFixture[str]
