@@ -31,7 +31,7 @@ SETUP = {
     "bash": 'PS1="rea""dy> "\neval "$(kars completion bash)"\n',
     "zsh": (
         "unsetopt zle_bracketed_paste\n"
-        "autoload -Uz compinit && compinit -D\n"
+        "autoload -Uz compinit && compinit -u -D\n"
         "zstyle ':completion:*' insert-tab false\n"
         'eval "$(kars completion zsh)"\n'
         "PROMPT='rea''dy> '\n"
