@@ -61,4 +61,3 @@ class PolicyStatus:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-

@@ -58,7 +58,7 @@ def test_nothing_is_sent_to_the_engine_that_no_image_needs(tmp_path: Path) -> No
         ("kars_router/__pycache__/main.pyc", True),
         ("plugins/some/tests/test_it.py", True),
         ("contrib/operator/pyproject.toml", False),
-        ("contrib/operator/chart/values.yaml", True),
+        ("contrib/operator/chart/values.yaml", False),
         ("contrib/elsewhere/file", True),
     ],
 )

@@ -6,6 +6,7 @@ Owns three answers. Must not know Kubernetes. Nothing here changes anything.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -72,14 +73,12 @@ async def run(
     config.accesslog = None
     config.errorlog = server_logger()
     config.graceful_timeout = 1.0
-    async with trio.open_nursery() as nursery:
-        (url,) = await nursery.start(_serve, app, config)
-        task_status.started(url)
-
-
-async def _serve(app: Any, config: Config, *, task_status: trio.TaskStatus[list[str]]) -> None:
     try:
-        await serve(app, config, shutdown_trigger=trio.sleep_forever, task_status=task_status)
+        async with trio.open_nursery() as nursery:
+            (url,) = await nursery.start(
+                partial(serve, app, config, shutdown_trigger=trio.sleep_forever)
+            )
+            task_status.started(url)
     except* OSError as group:
         reason = _first(group).strerror
         raise UserError(f"--health {config.bind[0]}: cannot listen there: {reason}") from group
