@@ -284,7 +284,7 @@ class Authority:
             except ValueError:
                 names.append(x509.DNSName(host))
         certificate = (
-            certificate_builder(subject, self._name, key)
+            certificate_builder(subject, self._name, key, self._key)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .sign(self._key, hashes.SHA256())
         )
@@ -317,11 +317,19 @@ def _ca_usage() -> x509.KeyUsage:
 
 
 def certificate_builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    signer: ec.EllipticCurvePrivateKey | None = None,
+    *,
+    identifiers: bool = True,
 ) -> x509.CertificateBuilder:
-    """A certificate for a day, without extensions and not signed yet."""
+    """A certificate for a day, not signed yet, with the identifiers that Python 3.13 insists on.
+
+    Without a `signer` it is one that signs itself.
+    """
     now = dt.datetime.now(dt.UTC)
-    return (
+    made = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
@@ -330,3 +338,8 @@ def certificate_builder(
         .not_valid_before(now - dt.timedelta(days=1))
         .not_valid_after(now + dt.timedelta(days=1))
     )
+    if not identifiers:
+        return made
+    own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    by = x509.AuthorityKeyIdentifier.from_issuer_public_key((signer or key).public_key())
+    return made.add_extension(own, critical=False).add_extension(by, critical=False)

@@ -216,7 +216,7 @@ async def test_an_authority_as_old_clusters_have_them_will_do(tmp_path: Path) ->
     # Neither key usage nor identifiers: Python 3.13 refuses such a one unless told otherwise.
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "old")])
-    certificate = certificate_builder(name, name, key).add_extension(
+    certificate = certificate_builder(name, name, key, identifiers=False).add_extension(
         x509.BasicConstraints(ca=True, path_length=None), critical=False
     )
     path = tmp_path / "old.pem"
