@@ -69,9 +69,9 @@ def command(
     Exit codes:
       0  what is declared is open, and nothing else
       1  something else is open, or something declared is not, or a reference leads to nothing;
-         or there is no such sandbox, or no kubeconfig that can be used
-      3  it could not be determined: the cluster does not answer, or there are policies of kinds
-         that are not evaluated
+         or there is no such sandbox
+      3  it could not be determined: there is no kubeconfig that can be used, the cluster does not
+         answer, or there are policies of kinds that are not evaluated
     """  # noqa: D301 (the backspace keeps click from filling the lines)
     from kars_router.cli.egress_cluster import Question, is_loose, verify
     from kars_router.cli.egress_declared import Operator

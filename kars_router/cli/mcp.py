@@ -248,8 +248,8 @@ def list_command(
     \b
     Exit codes:
       0  they are listed
-      1  there is no kubeconfig, or none that can be used
-      3  the cluster did not answer, or knows no McpServer
+      3  there is no kubeconfig that can be used, or the cluster did not answer, or knows no
+         McpServer
     """  # noqa: D301 (the backspace keeps click from filling the lines)
     one = None if all_namespaces else namespace
     question = functools.partial(list_servers, namespace=one)

@@ -15,7 +15,7 @@ from typing import Final
 
 from attrs import field, frozen
 
-from kars_router.errors import UserError
+from kars_router.errors import UndeterminedError
 from kars_router.kube.credentials import Credentials, Fixed, TokenFile, read_token
 
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -69,7 +69,7 @@ def connection_from(
         account: the directory with the files of the pod's service account.
 
     Raises:
-        UserError: nothing is configured, or what is cannot be used; names the file.
+        UndeterminedError: nothing is configured, or what is cannot be used; names the file.
     """
     from kars_router.kube.kubeconfig import load
 
@@ -78,7 +78,7 @@ def connection_from(
         return load(files, context, namespace, environ)
     if context is None and "KUBERNETES_SERVICE_HOST" in environ and (account / "token").exists():
         return _in_cluster(namespace, environ, account)
-    raise UserError(
+    raise UndeterminedError(
         "no cluster is configured: name a file with --kubeconfig or KUBECONFIG,"
         " or write ~/.kube/config"
     )
@@ -111,4 +111,4 @@ def _text(path: Path) -> str:
     try:
         return path.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise UndeterminedError(f"{path} cannot be read: {error}") from error

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import trio
 from attrs import define, field, frozen
 
-from kars_router.errors import UserError
+from kars_router.errors import UndeterminedError
 
 _TOKEN_SECONDS: Final = 10.0  # that a token is used before its file is read again
 _LARGEST_TOKEN: Final = 1024 * 1024
@@ -44,7 +44,7 @@ class Credentials(Protocol):
         """The headers to send now.
 
         Raises:
-            UserError: there are none to be had; says what to change.
+            UndeterminedError: there are none to be had; says what to change.
         """
         ...
 
@@ -115,13 +115,13 @@ def read_token(path: Path) -> str:
     """Reads a token from a file.
 
     Raises:
-        UserError: that is not possible.
+        UndeterminedError: that is not possible.
     """
     try:
         with path.open("rb") as file:
             token = file.read(_LARGEST_TOKEN).decode("ascii", "replace").strip()
     except OSError as error:
-        raise UserError(f"the token in {path} cannot be read: {error.strerror}") from error
+        raise UndeterminedError(f"the token in {path} cannot be read: {error.strerror}") from error
     if not token.isascii() or not token.isprintable() or not token or " " in token:
-        raise UserError(f"{path} holds no token")
+        raise UndeterminedError(f"{path} holds no token")
     return token

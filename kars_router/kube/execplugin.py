@@ -18,7 +18,7 @@ import msgspec
 import trio
 from attrs import define, field, frozen
 
-from kars_router.errors import UserError
+from kars_router.errors import UndeterminedError
 from kars_router.kube.credentials import Certificate, bearer
 
 _SECONDS: Final = 60.0
@@ -162,5 +162,5 @@ class ExecPlugin:
             raise self._failure("printed an expirationTimestamp that is no time") from None
         return found if found.tzinfo is not None else found.replace(tzinfo=dt.UTC)
 
-    def _failure(self, what: str) -> UserError:
-        return UserError(f"{self.place}: {self.command[0]!r} {what}")
+    def _failure(self, what: str) -> UndeterminedError:
+        return UndeterminedError(f"{self.place}: {self.command[0]!r} {what}")

@@ -18,7 +18,7 @@ from attrs import define, field, frozen
 
 from kars_router.config.document import parse_document
 from kars_router.config.problems import InvalidError
-from kars_router.errors import UserError
+from kars_router.errors import UndeterminedError
 from kars_router.kube.connection import Connection
 from kars_router.kube.credentials import (
     Certificate,
@@ -47,14 +47,14 @@ def load(
         environ: the variables of the process, for programs that give credentials.
 
     Raises:
-        UserError: a file cannot be read, or what it says cannot be used.
+        UndeterminedError: a file cannot be read, or what it says cannot be used.
     """
     merged = _Merged()
     for file in files:
         merged.add(file)
     name = context if context is not None else merged.current
     if not name:
-        raise UserError(f"{files[0]}: current-context is not set; name one with --context")
+        raise UndeterminedError(f"{files[0]}: current-context is not set; name one with --context")
     chosen = merged.entry("contexts", name, files[0])
     cluster = merged.entry("clusters", chosen.needed("cluster"), chosen.file)
     user_name = chosen.text("user")
@@ -70,8 +70,8 @@ class _Entry:
     file: Path
     place: str
 
-    def wrong(self, key: str, what: str) -> UserError:
-        return UserError(f"{self.file}: {self.place}.{key}: {what}")
+    def wrong(self, key: str, what: str) -> UndeterminedError:
+        return UndeterminedError(f"{self.file}: {self.place}.{key}: {what}")
 
     def text(self, key: str) -> str:
         value = self.fields.get(key)
@@ -152,15 +152,15 @@ class _Merged:
         for section, inner in (("contexts", "context"), ("clusters", "cluster"), ("users", "user")):
             listed = top.fields.get(section) or []
             if not isinstance(listed, list):
-                raise UserError(f"{file}: {section}: is no list")
+                raise UndeterminedError(f"{file}: {section}: is no list")
             for index, each in enumerate(listed):
                 place = f"{section}[{index}]"
                 name = each.get("name") if isinstance(each, dict) else None
                 if not isinstance(name, str):
-                    raise UserError(f"{file}: {place}.name: is missing")
+                    raise UndeterminedError(f"{file}: {place}.name: is missing")
                 fields = each.get(inner) or {}
                 if not isinstance(fields, dict):
-                    raise UserError(f"{file}: {place}.{inner}: is no mapping")
+                    raise UndeterminedError(f"{file}: {place}.{inner}: is no mapping")
                 entry = _Entry(fields, file, f"{place}.{inner}")
                 self._entries.setdefault((section, name), entry)
 
@@ -168,7 +168,7 @@ class _Merged:
         found = self._entries.get((section, name))
         if found is None:
             known = ", ".join(sorted(each for kind, each in self._entries if kind == section))
-            raise UserError(
+            raise UndeterminedError(
                 f"{file}: there is no {section[:-1]} {name!r}; {section}: {known or 'none'}"
             )
         return found
@@ -179,21 +179,21 @@ def _read(file: Path) -> dict[str, Any]:
         with file.open("rb") as opened:
             data = opened.read(_LARGEST + 1)
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+        raise UndeterminedError(f"{file} cannot be read: {error.strerror}") from error
     if len(data) > _LARGEST:
-        raise UserError(f"{file} is longer than {_LARGEST >> 20} MiB")
+        raise UndeterminedError(f"{file} is longer than {_LARGEST >> 20} MiB")
     try:
         value, problems = parse_document(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        raise UserError(f"{file} is no text in UTF-8") from None
+        raise UndeterminedError(f"{file} is no text in UTF-8") from None
     except InvalidError as error:
-        raise UserError(f"{file}: {error.problems[0].line}") from None
+        raise UndeterminedError(f"{file}: {error.problems[0].line}") from None
     if problems:
-        raise UserError(f"{file}: {problems[0].line}")
+        raise UndeterminedError(f"{file}: {problems[0].line}")
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise UserError(f"{file} is no kubeconfig: it holds no mapping")
+        raise UndeterminedError(f"{file} is no kubeconfig: it holds no mapping")
     return value
 
 
@@ -253,7 +253,7 @@ def _credentials(user: _Entry, cluster: Cluster, environ: Mapping[str, str]) -> 
     if file is not None:
         try:
             read_token(file)
-        except UserError as error:
+        except UndeterminedError as error:
             raise user.wrong("tokenFile", str(error)) from error
         return TokenFile(file, certificate)
     token, name = user.text("token"), user.text("username")

@@ -14,7 +14,7 @@ from typing import Final
 import trio
 from attrs import define, field
 
-from kars_router.errors import UserError
+from kars_router.errors import UndeterminedError
 from kars_router.kube.connection import Connection
 from kars_router.kube.credentials import Certificate
 from kars_router.transports.dial import guard_for
@@ -42,7 +42,7 @@ class Trust:
         """The context.
 
         Raises:
-            UserError: an authority or a certificate cannot be used.
+            UndeterminedError: an authority or a certificate cannot be used.
         """
         certificate = self.connection.credentials.certificate
         if self._context is None or certificate is not self._certificate:
@@ -60,7 +60,7 @@ def _context(connection: Connection) -> ssl.SSLContext:
         try:
             context.load_verify_locations(cadata=connection.authorities)
         except (ssl.SSLError, ValueError) as error:
-            raise UserError(
+            raise UndeterminedError(
                 f"{connection.source}: the certificate authority cannot be used: {error}"
             ) from error
         # An authority that is not a root will do, as it does for kubectl; and Python 3.13 asks of
@@ -85,7 +85,7 @@ def _present(context: ssl.SSLContext, certificate: Certificate) -> None:
             # Without a password of our own, OpenSSL would ask for one on the terminal.
             context.load_cert_chain(file.name, password="")
         except (ssl.SSLError, OSError) as error:
-            raise UserError(
+            raise UndeterminedError(
                 "the client certificate and its key cannot be used: "
                 f"{getattr(error, 'reason', None) or error}"
             ) from error

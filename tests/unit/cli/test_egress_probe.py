@@ -95,7 +95,7 @@ def test_what_is_declared_is_not_reached(
     capsys: pytest.CaptureFixture[str], closed_port: int, silent_port: int
 ) -> None:
     urls = [f"http://127.0.0.1:{port}" for port in (closed_port, silent_port)]
-    status, found, notes = results(capsys, *urls, "--seconds", "0.3")
+    status, found, notes = results(capsys, *urls, "--seconds", "1.5")
     assert status == 1
     assert [each["outcome"] for each in found] == ["refused", "timeout"]
     assert [each["verdict"] for each in found] == ["unexpected", "unexpected"]
@@ -108,7 +108,7 @@ def test_what_must_be_denied(
     capsys: pytest.CaptureFixture[str], open_port: int, silent_port: int
 ) -> None:
     url = f"http://127.0.0.1:{open_port}"
-    denied = ("--denied", f"127.0.0.1:{silent_port}", "--seconds", "0.3")
+    denied = ("--denied", f"127.0.0.1:{silent_port}", "--seconds", "1.5")
     status, found, notes = results(capsys, url, *denied)
     assert status == 0
     assert [each["verdict"] for each in found] == ["as expected", "as expected"]
@@ -229,7 +229,7 @@ def test_what_is_denied_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_table(capsys: pytest.CaptureFixture[str], open_port: int, silent_port: int) -> None:
-    args = ("--no-defaults", "--seconds", "0.3", "--denied", f"127.0.0.1:{silent_port}")
+    args = ("--no-defaults", "--seconds", "1.5", "--denied", f"127.0.0.1:{silent_port}")
     status, out, _ = probe(capsys, f"http://127.0.0.1:{open_port}", *args)
     assert status == 0
     heading, one, two, note = out.splitlines()

@@ -355,5 +355,5 @@ def test_no_cluster(
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert main(["egress", "verify"]) == 1
+    assert main(["egress", "verify"]) == 3
     assert "--kubeconfig" in capsys.readouterr().err

@@ -110,10 +110,10 @@ async def test_nobody_there_is_told(
 async def test_a_broken_kubeconfig_is_told(bench: Bench, tmp_path: Path) -> None:
     done = await bench.kars("list", "--context", "other")
     assert (done.status, done.err) == (
-        1,
+        3,
         f"kars: {bench.kubeconfig}: there is no context 'other'; contexts: c\n",
     )
     bench.kubeconfig.unlink()
     done = await bench.kars("list")
-    assert done.status == 1
+    assert done.status == 3
     assert done.err == f"kars: {bench.kubeconfig} cannot be read: No such file or directory\n"

@@ -163,7 +163,7 @@ async def test_without_a_cluster(bench: Bench) -> None:
     assert (done.status, len(done.err.splitlines())) == (3, 1)
     assert bench.helm.asked() == []  # our own client says it more clearly
     done = await bench.kars("--kubeconfig", "/does/not/exist")
-    assert (done.status, len(done.err.splitlines())) == (1, 1)
+    assert (done.status, len(done.err.splitlines())) == (3, 1)
 
 
 async def test_without_a_release(bench: Bench) -> None:
