@@ -63,6 +63,7 @@ class Api:
 
     kube: Kube
     namespace: str
+    patience: float = PATIENCE
 
     async def get(self, kind: Resource, name: str) -> dict[str, Any] | None:
         try:
@@ -75,7 +76,7 @@ class Api:
     ) -> Any:
         """The object, as soon as `holds` says yes of it (or of None, if it is not there)."""
         found: dict[str, Any] | None = None
-        with trio.move_on_after(PATIENCE):
+        with trio.move_on_after(self.patience):
             while True:
                 found = await self.get(kind, name)
                 if holds(found):

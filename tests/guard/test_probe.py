@@ -11,7 +11,9 @@ from guard.network import READS_ALL, WORLD, WORLD6, Network, as_user
 from kars_router.guard import AGENT, ROUTER
 
 V4, V6 = f"{WORLD}:7000", f"[{WORLD6}]:7000"
-QUICK = ("--seconds", "0.5")
+# A first packet over IPv6 may be lost while neighbours look for each other, and goes again after
+# a second.
+QUICK = ("--seconds", "3")
 # As a network plugin does: what is not open is dropped without a word.
 POLICY = f"""
 table inet plugin {{
@@ -41,13 +43,12 @@ def said(results: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
 
 def test_without_rules_what_must_be_denied_is_reached(network: Network) -> None:
     status, results, notes = probe(network, AGENT, f"http://{V4}", "--denied", V6, *QUICK)
-    assert status == 1
     assert said(results) == [
         (V4, "connected", "as expected"),
         ("169.254.169.254:80", "timeout", "as expected"),
         (V6, "connected", "unexpected"),
     ]
-    assert notes == []
+    assert (status, notes) == (1, [])
 
 
 def test_the_agent_of_a_guarded_pod_is_refused_everything(network: Network) -> None:
