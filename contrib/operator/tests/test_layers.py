@@ -11,6 +11,7 @@ import pytest
 ALLOWED = {
     "cli.egress_options",
     "cli.errors",
+    "cli.examples",
     "config",
     "egress",
     "errors",
