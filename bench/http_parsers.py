@@ -10,8 +10,6 @@ Best of 25 runs for each cell. The ratio is what to quote: it holds across machi
 microseconds do not. Nothing else should be running.
 """
 
-# ruff: noqa: INP001, T201 - a script, and its output is what it is for
-
 from __future__ import annotations
 
 import sys

@@ -10,8 +10,6 @@ next; what counts is the ratio.
     python bench/plain_path.py --against /tmp/before
 """
 
-# ruff: noqa: INP001, T201 - a script, and its output is what it is for
-
 from __future__ import annotations
 
 import argparse
@@ -52,7 +50,7 @@ def measure(calls: int) -> float:
 def measure_apart(checkout: Path, calls: int) -> float:
     """The same in a process of its own, with the code of a checkout."""
     command = [sys.executable, __file__, "--calls", str(calls), "--inside", str(checkout)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout)
 
 

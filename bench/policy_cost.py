@@ -8,8 +8,6 @@ policy of ten rules, with the record of calls, with both. Needs kars-plugin-tool
     python bench/policy_cost.py --limit 1.15    # exit status 1 if the policy costs more than that
 """
 
-# ruff: noqa: INP001, T201 - a script, and its output is what it is for
-
 from __future__ import annotations
 
 import argparse
