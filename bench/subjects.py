@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from bench.processes import Program, cores, program, start, wait_for
 
@@ -59,6 +61,31 @@ LIMIT: Final = Subject(
 )
 KARS: Final = Subject(name="kars", command=kars(), path=f"/mcp/{SERVER}")
 OURS: Final = (FLOOR, LIMIT, KARS)
+
+
+def routers(subjects: Sequence[Subject]) -> list[Subject]:
+    """Those that are the router itself, whichever way it is started."""
+    return [subject for subject in subjects if subject.name.startswith(KARS.name)]
+
+
+def configured(subject: Subject, **keys: Any) -> Subject:
+    """A router with a configuration file that has more keys than its command line can say.
+
+    Args:
+        subject: one of the `routers`.
+        keys: of kars.yaml, `servers` only if they are not the one upstream.
+    """
+
+    def command(upstream: int, port: int) -> list[str]:
+        url = f"http://127.0.0.1:{upstream}/mcp"
+        servers = {SERVER: {"url": url, "allowedTools": ["*"]}}
+        place = Path(tempfile.mkdtemp(prefix="kars-bench-")) / "kars.yaml"
+        place.write_text(json.dumps({"servers": servers, **keys}))
+        arguments = subject.command(upstream, port)
+        at = arguments.index("--upstream")
+        return [*arguments[:at], "-c", str(place), *arguments[at + 2 :]]
+
+    return evolve(subject, command=command)
 
 
 @contextmanager
