@@ -82,7 +82,9 @@ def _catalogue(context: Context, subject: Subject) -> Iterator[Figure]:
     with ExitStack() as stack:
         server = stack.enter_context(upstream("--tools", str(_TOOLS - _OWN_TOOLS)))
         url = f"http://127.0.0.1:{server.port}/mcp"
-        servers = {f"s{number:02}": {"url": url, "allowedTools": ["*"]} for number in range(_SERVERS)}
+        servers = {
+            f"s{number:02}": {"url": url, "allowedTools": ["*"]} for number in range(_SERVERS)
+        }
         many = configured(subject, servers=servers, limits={"tools": 10_000})
         router = stack.enter_context(running(many, server.port))
         agent = Agent(router.port, subject.path.removesuffix(f"/{SERVER}"))

@@ -36,7 +36,7 @@ def run(context: Context) -> Iterator[Figure]:
         for count in counts(context):
             context.say(f"{SUITE}: {subject.name}, {work_of(count)}")
             # Memory does not vary from round to round as time does.
-            rounds = [_round(context, subject, count) for _ in range(min(context.rounds, 2))]
+            rounds = [_round(subject, count) for _ in range(min(context.rounds, 2))]
             if count == 1:
                 first = [after for _, after, _ in rounds]
             values = {
@@ -66,7 +66,7 @@ def run(context: Context) -> Iterator[Figure]:
                 )
 
 
-def _round(context: Context, subject: Subject, count: int) -> tuple[Usage, Usage, float]:
+def _round(subject: Subject, count: int) -> tuple[Usage, Usage, float]:
     with ExitStack() as stack:
         server = stack.enter_context(upstream("--ping", str(_PING_SECONDS)))
         roomy = configured(subject, limits={"agentSessions": 2 * count + 10})

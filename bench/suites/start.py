@@ -86,9 +86,11 @@ def sizes(distribution: str = "kars-router") -> dict[str, int]:
         except metadata.PackageNotFoundError:
             continue  # a requirement of another platform, or of an extra
         found[key] = _size(installed)
-        for requirement in installed.requires or ():
-            if "extra ==" not in requirement:
-                wanted.append(re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0])
+        wanted += [
+            re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
+            for requirement in installed.requires or ()
+            if "extra ==" not in requirement
+        ]
     return {**found, "all": sum(found.values())}
 
 

@@ -5,7 +5,6 @@ Owns limits and lifetimes. Must not know HTTP or what is said in a session.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable
 from typing import Final
@@ -17,6 +16,7 @@ from kars_router.front.questions import Questions
 from kars_router.front.replay import EventLog, EventStream, Reader
 from kars_router.front.sealing import Sealer, Ticket
 from kars_router.session.caller import AgentPort, Caller
+from kars_router.session.ended import new_names
 from kars_router.telemetry import Metrics, log
 
 _CLIENT_NAME: Final = 64
@@ -160,6 +160,7 @@ class AgentRegistry:
         self._others_make_room = others_make_room
         self._clock = clock
         self._live: dict[str, AgentSession] = {}
+        self._names = new_names()
 
     def __len__(self) -> int:
         return len(self._live)
@@ -194,7 +195,7 @@ class AgentRegistry:
         """
         self._make_room()
         ticket = Ticket(
-            secrets.token_hex(8),
+            next(self._names),
             revision,
             endpoint,
             self._clock(),
