@@ -5,9 +5,9 @@ thread, so that the figure is the router's work and not the network's. Two check
 turns, each time in a process of its own, because absolute times do not hold from one minute to the
 next; what counts is the ratio.
 
-    python bench/plain_path.py                   # this checkout
+    python bench/micro/plain_path.py                   # this checkout
     git worktree add /tmp/before v1.0
-    python bench/plain_path.py --against /tmp/before
+    python bench/micro/plain_path.py --against /tmp/before
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parents[2]
 
 
 def measure(calls: int) -> float:
