@@ -5,7 +5,7 @@ a hundred calls each, so that a busy machine slows down all of them alike: witho
 policy of ten rules, with the record of calls, with both. Needs kars-plugin-toolpolicy.
 
     python bench/micro/policy_cost.py
-    python bench/micro/policy_cost.py --limit 1.15    # exit status 1 if the policy costs more than that
+    python bench/micro/policy_cost.py --limit 1.15  # exit 1 if the policy costs more
 """
 
 from __future__ import annotations

@@ -94,9 +94,11 @@ def test_a_wrong_answer_is_no_result(kind: str) -> None:
     Thread(target=other.serve_forever, daemon=True).start()
     try:
         port = other.server_address[1]
-        with start(["sleep", "60"], on=cores()[0], port=port) as program:
-            with pytest.raises(BenchError, match="not every call was answered well"):
-                load(program, "/", [""], tool="x", connections=1, seconds=1)
+        with (
+            start(["sleep", "60"], on=cores()[0], port=port) as program,
+            pytest.raises(BenchError, match="not every call was answered well"),
+        ):
+            load(program, "/", [""], tool="x", connections=1, seconds=1)
     finally:
         other.shutdown()
         other.server_close()
