@@ -7,7 +7,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from bench import plots, report
+from bench import gate, plots, report
 from bench.bars import verdicts
 from bench.context import Context
 from bench.model import Figure, Figures
@@ -22,7 +22,7 @@ def main() -> int:
     """Measures.
 
     Returns:
-        1 if a bar was missed and `--gate` was given, or if a suite failed; else 0.
+        1 if a suite failed, or if `--gate` was given and something has become worse; else 0.
     """
     asked = _arguments()
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -53,12 +53,13 @@ def main() -> int:
     report.write(asked.out, figures, judged, skipped)
     plots.draw(figures, asked.out)
     print(report.markdown(figures, judged, skipped))
-    missed = [verdict for verdict in judged if verdict.met is False]
-    for verdict in missed:
-        bar = verdict.bar
-        context.say(f"missed: {bar.subject}, {bar.name}, {bar.work}: {verdict.value:.3g}")
     context.say(f"the reports and plots are in {asked.out}")
-    return int(failed or (asked.gate and bool(missed)))
+    complaints = list(gate.complaints(judged, gate.load())) if asked.gate else []
+    for complaint in complaints:
+        context.say(f"worse: {complaint}")
+    if asked.keep:
+        gate.keep(judged)
+    return int(failed or bool(complaints))
 
 
 def _arguments() -> argparse.Namespace:
@@ -68,7 +69,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="rounds of each measurement")
     parser.add_argument("--seconds", type=float, help="how long each load lasts")
     parser.add_argument("--profile", action="store_true", help="also sample the router's stacks")
-    parser.add_argument("--gate", action="store_true", help="exit status 1 if a bar is missed")
+    parser.add_argument(
+        "--gate", action="store_true", help="exit status 1 if a ratio is worse than it was"
+    )
+    parser.add_argument("--keep", action="store_true", help="keep the ratios for later gates")
     parser.add_argument("--out", type=Path, default=Path("bench-report"), help="the directory")
     return parser.parse_args()
 
