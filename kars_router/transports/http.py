@@ -18,7 +18,7 @@ import httpx
 import trio
 from attrs import define, frozen
 
-from kars_router.transports.http_parser import ResponseParser, serialise
+from kars_router.transports.http_parser import ResponseParser, serialise, with_body, write_head
 from kars_router.transports.http_pool import Lease, Pool, PoolStats
 from kars_router.transports.http_streams import Opener, bytes_sent, guarded_opener
 
@@ -171,24 +171,70 @@ class TrioTransport(httpx.AsyncBaseTransport):
         if not isinstance(exchange, Exchange):
             exchange = Exchange()
         exchange.begin()
-        if request.url.scheme != self._scheme or request.url.netloc != self._netloc:
+        self._check_origin(request.url, request)
+        message = serialise(request)
+        limits = request.extensions.get("timeout") or {}
+        lease = Lease(control=exchange.control)
+        reply = TrioReply(self._pool, lease, limits, url=request.url, request=request)
+        await self._converse(reply, message, exchange)
+        return reply.response()
+
+    def prepare(
+        self, method: str, url: httpx.URL, headers: Iterable[tuple[bytes, bytes]]
+    ) -> Prepared:
+        """Write the head that the requests to one place have in common.
+
+        Raises:
+            httpx.LocalProtocolError: there is a forbidden character in it, or it is for another
+                origin.
+        """
+        self._check_origin(url)
+        return Prepared(method, url, write_head(method, url, headers))
+
+    async def exchange(
+        self,
+        prepared: Prepared,
+        content: bytes,
+        exchange: Exchange,
+        limits: Mapping[str, float | None],
+    ) -> TrioReply:
+        """Send a request whose head was made by `prepare`; what follows is as for any other.
+
+        This is the short way for what is sent with every call: no object of httpx is made.
+
+        Args:
+            prepared: the head.
+            content: the body.
+            exchange: says how far it got.
+            limits: as in `request.extensions["timeout"]`.
+
+        Raises:
+            httpx.TransportError: as `handle_async_request` does.
+        """
+        exchange.begin()
+        reply = TrioReply(self._pool, Lease(control=exchange.control), limits, url=prepared.url)
+        message = with_body(prepared.head, prepared.method, content)
+        await self._converse(reply, message, exchange)
+        return reply
+
+    def _check_origin(self, url: httpx.URL, request: httpx.Request | None = None) -> None:
+        if url.scheme != self._scheme or url.netloc != self._netloc:
             raise httpx.LocalProtocolError(
                 f"this connection is for {self._scheme}://{self._netloc.decode('ascii')} only",
                 request=request,
             )
-        message = serialise(request)
-        limits = request.extensions.get("timeout") or {}
-        lease = Lease(control=exchange.control)
-        await _bounded(_PLACE, limits, request, self._pool.lease, lease)
-        reply = _Reply(self._pool, lease, request, limits)
+
+    async def _converse(self, reply: TrioReply, message: bytes, exchange: Exchange) -> None:
+        lease = reply.lease
+        if not lease.control:
+            await _bounded(_PLACE, reply.limits, reply.request, self._pool.lease, lease)
         try:
-            await self._converse(reply, message, exchange)
+            await self._talk(reply, message, exchange)
         except BaseException:
             await reply.aclose()
             raise
-        return reply.response()
 
-    async def _converse(self, reply: _Reply, message: bytes, exchange: Exchange) -> None:
+    async def _talk(self, reply: TrioReply, message: bytes, exchange: Exchange) -> None:
         exchange.reused = await self._pool.take_idle(reply.lease)
         if exchange.reused:
             try:
@@ -201,7 +247,7 @@ class TrioTransport(httpx.AsyncBaseTransport):
             await reply.send(message, exchange)
         await reply.read_head()
 
-    async def _connect(self, reply: _Reply) -> None:
+    async def _connect(self, reply: TrioReply) -> None:
         if not self._pool.closed:
             stream = await _bounded(_CONNECT, reply.limits, reply.request, self._open)
             self._pool.adopt(reply.lease, stream)
@@ -215,6 +261,21 @@ class TrioTransport(httpx.AsyncBaseTransport):
             # Once, and late: it reads every certificate of the system, which takes a while.
             self._context = trusting(self._ca_file)
         return await self._opener(self._host, self._port, self._context)
+
+
+@frozen
+class Prepared:
+    """What the requests to one place have in common.
+
+    Attributes:
+        method: the HTTP method.
+        url: the place.
+        head: all but what depends on the body.
+    """
+
+    method: str
+    url: httpx.URL
+    head: bytes
 
 
 class View(httpx.AsyncBaseTransport):
@@ -232,22 +293,50 @@ class View(httpx.AsyncBaseTransport):
         return await self._owner.handle_async_request(request)
 
 
-class _Reply(httpx.AsyncByteStream):
-    """One exchange from its place in the pool on; afterwards the body of its response.
+class TrioReply(httpx.AsyncByteStream):
+    """One exchange from its place in the pool on; afterwards a `Reply`, and the body of one.
 
     An iterator rather than a generator, so that nothing is left to be finalised when a reader
     walks away in the middle.
     """
 
     def __init__(
-        self, pool: Pool, lease: Lease, request: httpx.Request, limits: Mapping[str, float | None]
+        self,
+        pool: Pool,
+        lease: Lease,
+        limits: Mapping[str, float | None],
+        *,
+        url: httpx.URL,
+        request: httpx.Request | None = None,
     ) -> None:
         self.lease = lease
-        self.request = request
         self.limits = limits
+        self.url = url
+        self.request = request
         self._pool = pool
-        self._parser = ResponseParser(bodiless=request.method == "HEAD")
+        self._parser = ResponseParser(bodiless=request is not None and request.method == "HEAD")
         self._send_error: httpx.WriteError | None = None
+
+    @property
+    def status(self) -> int:
+        """See `Reply.status`."""
+        return self._parser.status
+
+    @property
+    def is_closed(self) -> bool:
+        """See `Reply.is_closed`."""
+        return self.lease.released
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """All headers, names in lower case, in the order of arrival."""
+        return self._parser.headers
+
+    def header(self, name: str) -> str:
+        """See `Reply.header`."""
+        sought = name.encode("ascii")
+        values = [value for known, value in self._parser.headers if known == sought]
+        return b", ".join(values).decode("utf-8", "replace") if values else ""
 
     async def send(self, message: bytes, exchange: Exchange) -> None:
         """Send all of the request and note how much of it was accepted.
@@ -330,7 +419,8 @@ class _Reply(httpx.AsyncByteStream):
             else:
                 parser.eof()
         except httpx.RemoteProtocolError as exc:
-            exc.request = self.request
+            if self.request is not None:
+                exc.request = self.request
             raise
         if parser.complete:
             # At once, not when the caller asks for the end: a pong can have the connection.
@@ -342,7 +432,7 @@ class _Reply(httpx.AsyncByteStream):
 async def _bounded(
     step: _Step,
     limits: Mapping[str, float | None],
-    request: httpx.Request,
+    request: httpx.Request | None,
     operation: Callable[[*_Ts], Awaitable[_T]],
     *args: *_Ts,
 ) -> _T:

@@ -11,6 +11,7 @@ figures.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
 import httptools
@@ -23,13 +24,50 @@ _KEEP_MARGIN: Final = 1.0  # for the way there: the server counts from when it h
 
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_HEAD: Final = re.compile(
-    _TOKEN + rb" [!-~]+ HTTP/1\.1\r\n(?:" + _TOKEN + rb": [^\0\r\n]*\r\n)+\r\n"
+    _TOKEN + rb" [!-~]+ HTTP/1\.1\r\n(?:" + _TOKEN + rb": [^\0\r\n]*\r\n)+"
 )
 _KEEP_TIMEOUT: Final = re.compile(rb"(?i)\btimeout\s*=\s*\"?(\d{1,9})")
 # What this module writes itself, because a wrong one would send a request to the wrong virtual
 # host or make the server find its end in the wrong place.
 _OWN_FIELDS: Final = frozenset({b"host", b"content-length", b"transfer-encoding"})
 _LENGTH_ALWAYS: Final = frozenset({"POST", "PUT", "PATCH"})
+
+
+def write_head(method: str, url: httpx.URL, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Write a request line and the headers, for requests that have these in common.
+
+    Host comes from the URL, whatever the headers say.
+
+    Returns:
+        The head without what depends on the body; `with_body` makes a message of it.
+
+    Raises:
+        httpx.LocalProtocolError: a method, target or header holds characters that would end it
+            early (RFC 9112 section 11.1, "Response Splitting").
+    """
+    line = (method.encode(), url.raw_path, url.netloc)
+    parts = [b"%b %b HTTP/1.1\r\nhost: %b\r\n" % line]
+    for name, value in headers:
+        if name.lower() not in _OWN_FIELDS:
+            parts.append(b"%b: %b\r\n" % (name, value))
+    head = b"".join(parts)
+    # Well-formed as a whole is not enough: a value that smuggles in a whole line would pass.
+    if head.count(b"\r\n") != len(parts) + 1 or not _REQUEST_HEAD.fullmatch(head):
+        raise httpx.LocalProtocolError(
+            "the request line or a header holds a character that is not allowed there"
+        )
+    return head
+
+
+def with_body(head: bytes, method: str, content: bytes) -> bytes:
+    """Write a message from what `write_head` has made for a method, and a body.
+
+    Returns:
+        Head and body, ready for one send. Content-Length comes from the body.
+    """
+    if content or method in _LENGTH_ALWAYS:
+        return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(content), content)
+    return head + b"\r\n"
 
 
 def serialise(request: httpx.Request) -> bytes:
@@ -54,23 +92,12 @@ def serialise(request: httpx.Request) -> bytes:
             "the request body must be bytes: this transport does not stream requests",
             request=request,
         ) from None
-    url = request.url
-    line = (request.method.encode(), url.raw_path, url.netloc)
-    parts = [b"%b %b HTTP/1.1\r\nhost: %b\r\n" % line]
-    for name, value in request.headers.raw:
-        if name.lower() not in _OWN_FIELDS:
-            parts.append(b"%b: %b\r\n" % (name, value))
-    if content or request.method in _LENGTH_ALWAYS:
-        parts.append(b"content-length: %d\r\n" % len(content))
-    parts.append(b"\r\n")
-    head = b"".join(parts)
-    # Well-formed as a whole is not enough: a value that smuggles in a whole line would pass.
-    if head.count(b"\r\n") != len(parts) + 1 or not _REQUEST_HEAD.fullmatch(head):
-        raise httpx.LocalProtocolError(
-            "the request line or a header holds a character that is not allowed there",
-            request=request,
-        )
-    return head + content
+    try:
+        head = write_head(request.method, request.url, request.headers.raw)
+    except httpx.LocalProtocolError as exc:
+        exc.request = request
+        raise
+    return with_body(head, request.method, content)
 
 
 class ResponseParser:
