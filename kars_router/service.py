@@ -333,6 +333,7 @@ async def open_router(
         async with _recording(router), trio.open_nursery() as upstream:
             await upstream.start(router.supervisor.run, config.servers)
             upstream.start_soon(router.agents.run)
+            await upstream.start(router.legacy.run)
             upstream.start_soon(router.gate.run)
             upstream.start_soon(router.identities.run)
             await upstream.start(router.lot.run)
