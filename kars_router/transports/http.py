@@ -20,7 +20,12 @@ from attrs import define, frozen
 
 from kars_router.transports.http_parser import ResponseParser, serialise, with_body, write_head
 from kars_router.transports.http_pool import Lease, Pool, PoolStats
-from kars_router.transports.http_streams import Opener, bytes_sent, guarded_opener
+from kars_router.transports.http_streams import (
+    CountedStream,
+    Opener,
+    bytes_sent,
+    guarded_opener,
+)
 
 EXTENSION: Final = "kars_exchange"
 _PORTS: Final = {"http": 80, "https": 443}
@@ -66,6 +71,10 @@ class _Step:
     error: type[httpx.TransportError]
     timeout: type[httpx.TimeoutException]
     causes: tuple[type[Exception], ...]
+
+    def failed(self, exc: Exception, request: httpx.Request | None) -> httpx.TransportError:
+        """What a failure becomes."""
+        return self.error(f"{self.name}: {_reason(exc)}", request=request)
 
 
 _BROKEN: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
@@ -226,8 +235,8 @@ class TrioTransport(httpx.AsyncBaseTransport):
 
     async def _converse(self, reply: TrioReply, message: bytes, exchange: Exchange) -> None:
         lease = reply.lease
-        if not lease.control:
-            await _bounded(_PLACE, reply.limits, reply.request, self._pool.lease, lease)
+        if not self._pool.lease_now(lease):
+            await _bounded(_PLACE, reply.limits, reply.request, self._pool.lease)
         try:
             await self._talk(reply, message, exchange)
         except BaseException:
@@ -344,11 +353,17 @@ class TrioReply(httpx.AsyncByteStream):
         A server may refuse a large request before it has read all of it, and close. What it said
         is worth more than the fact that it hung up, so such an error waits for `read_head`.
         """
-        assert self.lease.connection is not None
-        stream = self.lease.connection.stream
-        before = bytes_sent(stream)
+        connection = self.lease.connection
+        assert connection is not None
+        stream = connection.stream
+        before = bytes_sent(stream) if connection.plain is None else connection.plain.sent
         try:
-            await _bounded(_WRITE, self.limits, self.request, stream.send_all, message)
+            rest: bytes | memoryview = message
+            if connection.plain is not None:
+                await trio.lowlevel.checkpoint_if_cancelled()
+                rest = _rest_of(message, connection.plain, self.request)
+            if rest:
+                await _bounded(_WRITE, self.limits, self.request, stream.send_all, rest)
             exchange.complete = True
             exchange.accepted = len(message)
         except httpx.WriteError as exc:
@@ -411,7 +426,9 @@ class TrioReply(httpx.AsyncByteStream):
         connection, parser = self.lease.connection, self._parser
         if connection is None:
             raise httpx.ReadError("the response was closed before its end", request=self.request)
-        receive = connection.stream.receive_some
+        receive: Callable[[int], Awaitable[bytes | bytearray]] = connection.stream.receive_some
+        if connection.plain is not None and not parser.head_complete:
+            receive = connection.plain.receive_next
         data = await _bounded(_READ, self.limits, self.request, receive, parser.room)
         try:
             if data:
@@ -429,6 +446,17 @@ class TrioReply(httpx.AsyncByteStream):
             await self._pool.bury()
 
 
+def _rest_of(
+    message: bytes, stream: CountedStream, request: httpx.Request | None
+) -> bytes | memoryview:
+    """Send what can be sent without waiting, as almost all can; the rest."""
+    try:
+        taken = stream.send_now(message)
+    except _WRITE.causes as exc:
+        raise _WRITE.failed(exc, request) from exc
+    return memoryview(message)[taken:] if taken < len(message) else b""
+
+
 async def _bounded(
     step: _Step,
     limits: Mapping[str, float | None],
@@ -444,7 +472,7 @@ async def _bounded(
         with trio.move_on_after(seconds):
             return await operation(*args)
     except step.causes as exc:
-        raise step.error(f"{step.name}: {_reason(exc)}", request=request) from exc
+        raise step.failed(exc, request) from exc
     raise step.timeout(f"{step.name} took more than {seconds} s", request=request)
 
 
