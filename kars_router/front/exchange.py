@@ -85,11 +85,9 @@ class Exchange:
             BodyTooSlowError: it is not complete within thirty seconds.
             DisconnectedError: the peer left.
         """
-        try:
-            with trio.fail_after(_BODY_SECONDS):
-                return await self._body(limit)
-        except trio.TooSlowError as error:
-            raise BodyTooSlowError from error
+        with trio.CancelScope(deadline=trio.current_time() + _BODY_SECONDS):
+            return await self._body(limit)
+        raise BodyTooSlowError
 
     async def _body(self, limit: int) -> bytes:
         length = self.headers.get(b"content-length", b"")

@@ -8,6 +8,7 @@ Source: MCP 2025-11-25 "Transports / Sending Messages to the Server".
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final, Protocol
@@ -30,6 +31,8 @@ _MOST_ERROR: Final = 64 * 1024
 _ENVELOPE: Final = 4 * 1024
 _NO_BODY: Final = (202, 204)
 _DRAIN_SECONDS: Final = 1.0
+# After its response has come a stream should end by itself; then its connection can be kept.
+_LINGER_SECONDS: Final = 1.0
 
 
 class Fail(Protocol):
@@ -156,6 +159,8 @@ class Answers:
     ) -> None:
         """Reads an event stream to its end, on from where `reading` stands.
 
+        What has not ended a second after its response is left.
+
         Args:
             reply: has the stream; whoever got it closes it.
             reading: is kept up to date.
@@ -169,19 +174,22 @@ class Answers:
         decoder.last_event_id, decoder.retry = position.last_event_id, position.retry
         malformed = 0
         try:
-            async for chunk in reply:
-                position.heard = delivery.heard = trio.current_time()
-                events = decoder.feed(chunk)
-                position.retry = decoder.retry
-                for event in events:
-                    # Not the decoder's: that may be of an event which never gets whole.
-                    position.last_event_id = event.id
-                    reading.events += 1
-                    if event.event == "message" and event.data:
-                        quiet = malformed > 0
-                        malformed += not self._take_event(event.data, reading, quiet=quiet)
-                if until_answered and reading.answered:
-                    break
+            with trio.CancelScope() as patience:
+                async for chunk in reply:
+                    position.heard = delivery.heard = trio.current_time()
+                    events = decoder.feed(chunk)
+                    position.retry = decoder.retry
+                    for event in events:
+                        # Not the decoder's: that may be of an event which never gets whole.
+                        position.last_event_id = event.id
+                        reading.events += 1
+                        if event.event == "message" and event.data:
+                            quiet = malformed > 0
+                            malformed += not self._take_event(event.data, reading, quiet=quiet)
+                    if reading.answered and until_answered:
+                        break
+                    if reading.answered and patience.deadline == math.inf:
+                        patience.deadline = trio.current_time() + _LINGER_SECONDS
         except (httpx.TransportError, sse.EventTooLargeError) as error:
             reading.unreadable = isinstance(error, sse.EventTooLargeError)
             raise self._fail(
