@@ -188,7 +188,7 @@ class Answers:
                             malformed += not self._take_event(event.data, reading, quiet=quiet)
                     if reading.answered and until_answered:
                         break
-                    if reading.answered and patience.deadline == math.inf:
+                    if reading.answered and reading.ident and patience.deadline == math.inf:
                         patience.deadline = trio.current_time() + _LINGER_SECONDS
         except (httpx.TransportError, sse.EventTooLargeError) as error:
             reading.unreadable = isinstance(error, sse.EventTooLargeError)
