@@ -427,8 +427,9 @@ class TrioReply(httpx.AsyncByteStream):
         if connection is None:
             raise httpx.ReadError("the response was closed before its end", request=self.request)
         receive: Callable[[int], Awaitable[bytes | bytearray]] = connection.stream.receive_some
-        if connection.plain is not None and not parser.head_complete:
-            receive = connection.plain.receive_next
+        plain = connection.plain
+        if plain is not None:
+            receive = plain.receive_more if parser.head_complete else plain.receive_next
         data = await _bounded(_READ, self.limits, self.request, receive, parser.room)
         try:
             if data:
