@@ -18,6 +18,7 @@ import httptools
 import httpx
 
 READ_SIZE: Final = 64 * 1024
+LARGE_READ_SIZE: Final = 256 * 1024  # for bodies that have filled a smaller one
 HEAD_LIMIT: Final = 64 * 1024
 DEFAULT_KEEP_SECONDS: Final = 4.0  # uvicorn, node and hypercorn close after 5 s unless told
 _KEEP_MARGIN: Final = 1.0  # for the way there: the server counts from when it had answered
@@ -130,6 +131,7 @@ class ResponseParser:
         "_llhttp",
         "_overhead",
         "_pieces",
+        "_read_size",
         "_sized",
         "complete",
         "head_complete",
@@ -151,6 +153,7 @@ class ResponseParser:
         self._fault = ""
         self._pieces: list[bytes] = []
         self._overhead = 0
+        self._read_size = READ_SIZE
         self._llhttp: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
 
     @property
@@ -159,7 +162,7 @@ class ResponseParser:
 
         Cut so that a head, its interim responses included, never takes more than `HEAD_LIMIT`.
         """
-        return READ_SIZE if self.head_complete else HEAD_LIMIT - self._overhead
+        return self._read_size if self.head_complete else HEAD_LIMIT - self._overhead
 
     @property
     def keep_seconds(self) -> float:
@@ -190,6 +193,8 @@ class ResponseParser:
             self._llhttp = None  # it refers back to this object; spare the garbage collector
         elif self._pieces:
             self._overhead = 0
+            if len(data) >= READ_SIZE:
+                self._read_size = LARGE_READ_SIZE
         else:
             self._overhead += len(data)
             if self._overhead >= HEAD_LIMIT:
