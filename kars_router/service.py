@@ -245,7 +245,7 @@ class Router:
         auth = self.gate.prepare(config.agent_auth)
         # Last of what may be refused: governors hold things, so they must not be made in vain.
         rules = self.governance.prepare(config.policies) if changed else None
-        fixed = ("listen", "admin", "plugins", "state", "audit", "log")
+        fixed = ("listen", "admin", "listener", "plugins", "state", "audit", "log")
         pending = [n for n in fixed if getattr(config, n) != getattr(self.config, n)]
         if pending:
             log().warning("reload_needs_restart", settings=pending)
@@ -348,6 +348,7 @@ async def open_router(
                             bound,
                             router.draining.wait,
                             grace=max(config.shutdown_grace - _EXIT_SECONDS, 0.0),
+                            listener=config.listener,
                         )
                     )
                     for app, bound in places
