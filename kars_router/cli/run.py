@@ -52,7 +52,7 @@ from kars_router.telemetry import configure_logging, log
 @click.option("--admin", metavar="HOST:PORT", help="Where health, metrics and status are served.")
 @click.option(
     "--listener",
-    type=click.Choice([*Listener]),
+    type=click.Choice([choice.value for choice in Listener]),
     help="What speaks HTTP at both: hypercorn, or a lean one for neighbours, at less than half the "
     "cost of a call.",
 )

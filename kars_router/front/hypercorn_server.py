@@ -10,12 +10,15 @@ of a connection are ours; see docs/decisions/0008-hypercorn-connections.md.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event, Updated
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.events import Response
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
@@ -80,11 +83,90 @@ def _settings(keep_alive: float) -> Config:
 
 
 class _Http1(H11Protocol):
-    """hypercorn's HTTP/1.1 without its ways into HTTP/2, which no agent needs."""
+    """hypercorn's HTTP/1.1 without its ways into HTTP/2, which no agent needs.
+
+    A head that says how long the body is waits for it, and an end that is no bytes is not written:
+    one write for a response, not three.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._pass_on = self.send
+        self.send = self._collect
+        self._holding = False
+        self._held = b""
+
+    async def stream_send(self, event: Any) -> None:
+        self._holding = isinstance(event, Response) and any(
+            name == b"content-length" for name, _ in event.headers
+        )
+        await super().stream_send(event)
+
+    async def _collect(self, event: Event) -> None:
+        if isinstance(event, RawData):
+            data, self._held = self._held + event.data, b""
+            if self._holding:
+                self._holding = False
+                self._held = data
+            if self._held or not data:
+                return
+            event = RawData(data)
+        await self._pass_on(event)
 
     async def _check_protocol(self, event: Any) -> None:
         # An `Upgrade: h2c` is ignored (RFC 9110, section 7.8), a preface answered with an error.
         pass
+
+
+class _IdleTimer:
+    """Stands for hypercorn's task that ends an idle connection, which it makes for every request.
+
+    This is one task for the whole life of a connection; a request only moves its deadline.
+
+    Args:
+        seconds: how long a connection may be idle.
+        terminated: set once the server stops.
+    """
+
+    def __init__(self, seconds: float, terminated: Any) -> None:
+        self._seconds = seconds
+        self._terminated = terminated
+        self._deadline = math.inf
+        self._scope = trio.CancelScope()
+        self._started = False
+        self._over = False
+
+    async def restart(self, task_group: Any, close: Callable[[], Awaitable[None]]) -> None:
+        """The connection is idle from now on."""
+        self._move(trio.current_time() + self._seconds)
+        if not self._started:
+            self._started = True
+            task_group.spawn(self._watch, close)
+
+    async def stop(self) -> None:
+        """The connection is not idle."""
+        self._move(math.inf)
+
+    def end(self) -> None:
+        """There is nothing to watch any more."""
+        self._over = True
+        self._scope.cancel()
+
+    def _move(self, deadline: float) -> None:
+        self._deadline = self._scope.deadline = deadline
+
+    async def _watch(self, close: Callable[[], Awaitable[None]]) -> None:
+        while not self._over:
+            with self._scope:
+                await self._terminated.wait()
+            if self._deadline < math.inf and not self._over:
+                with trio.CancelScope(shield=True):  # closing waits for nothing
+                    await close()
+                return
+            if self._terminated.is_set():
+                return  # the response under way is the last one
+            # A request came at the last moment.
+            self._scope = trio.CancelScope(deadline=self._deadline)
 
 
 class _Connection(TCPServer):
@@ -95,6 +177,9 @@ class _Connection(TCPServer):
         plain: Any = stream  # hypercorn's annotation names TLS streams only
         super().__init__(ASGIWrapper(app), server.config, server.context, {}, plain)
         self._peer_gone = False
+        self.idle_task: Any = _IdleTimer(
+            server.config.keep_alive_timeout, server.context.terminated
+        )
 
     async def run(self) -> None:
         sock = self.stream.socket
@@ -105,7 +190,7 @@ class _Connection(TCPServer):
             )
             async with TaskGroup() as self._task_group:
                 self.protocol = self._protocol(*ends)
-                await self.idle_task.restart(self._task_group, self._idle_timeout)
+                await self.idle_task.restart(self._task_group, self._initiate_server_close)
                 await self._read_data()
         except OSError:
             pass  # the peer had gone before it was looked at
@@ -131,9 +216,18 @@ class _Connection(TCPServer):
         await super()._read_data()
         self._peer_gone = True
         # It would go on until the connection had been idle for too long.
-        await self.idle_task.stop()
+        self.idle_task.end()
+
+    async def _mark(self, event: Updated) -> None:
+        if event.idle:
+            await self.idle_task.restart(self._task_group, self._initiate_server_close)
+        else:
+            await self.idle_task.stop()
 
     async def protocol_send(self, event: Event) -> None:
-        if self._peer_gone and isinstance(event, Updated):
+        if isinstance(event, Updated):
+            if not self._peer_gone:
+                await self._mark(event)
+                return
             event = Closed()  # nobody is there to send another request
         await super().protocol_send(event)
