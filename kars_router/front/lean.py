@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 _READ_SIZE: Final = 64 * 1024
 # What is read ahead of requests behind the one that is being answered.
 _AHEAD: Final = 64 * 1024
-# For a peer that still sends what nobody reads: closing at once would reset the connection, and
-# the answer that it has not read yet would be lost to it.
+# How long, and how much, a peer may still send that nobody reads.
 _LINGER_SECONDS: Final = 2.0
 _LINGER_BYTES: Final = 16 * 1024 * 1024
 
@@ -241,6 +240,7 @@ class _Connection:
         while True:
             if self.data and (found := take_head(self.data)) is not None:
                 self.deadline = math.inf
+                self._expired = False  # it made it
                 head, self.data = found
                 return head
             if self.ended or self._expired:
@@ -277,19 +277,24 @@ class _Connection:
             if response.written:
                 return False  # cut off, which is how its reader learns that it is not all
             await self.write([refusal(500, self.server.dates.line())])
-        elif cycle.body_taken() and response.keep and not self.server.stopping:
-            return True
+        elif cycle.body_taken():
+            if response.keep and not self.server.stopping:
+                return True
+            if not self.data:
+                return False
         await self._linger()
         return False
 
     async def _linger(self) -> None:
+        # Something of what came is unread: closing at once would reset the connection, and the
+        # peer would lose the answer that it has not read yet.
         try:
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
             return
         self.server.expect(self, _LINGER_SECONDS)
         read = 0
-        while not (self.ended or self._expired or self.server.stopping) and read < _LINGER_BYTES:
+        while not (self.ended or self._expired) and read < _LINGER_BYTES:
             self.data = b""
             await self.fill()
             read += len(self.data)
@@ -314,7 +319,7 @@ class _Cycle:
     async def receive(self) -> MutableMapping[str, Any]:
         """The body's next piece; after the last one, waits for the peer to leave."""
         connection = self._connection
-        while not self._over:
+        while not (self._over or self.response.complete):
             body = self._body
             if body is not None:
                 try:
@@ -353,11 +358,10 @@ class _Cycle:
     async def _refuse(self, error: BadRequestError) -> None:
         connection = self._connection
         async with connection.sending:
-            if not self.response.written:
-                self.response.abandon()
-                line = connection.server.dates.line()
-                await connection.write([refusal(error.status, line)])
-        connection.broken = connection.ended = True
+            unwritten = not self.response.written
+            self.response.abandon()
+            if unwritten:
+                await connection.write([refusal(error.status, connection.server.dates.line())])
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         """Sends the response's head, or the next piece of its body; nothing once the peer has left.
@@ -409,7 +413,7 @@ class _Cycle:
     def body_taken(self) -> bool:
         """Drops what has come of a body that nobody wanted; whether that was all of it."""
         body, connection = self._body, self._connection
-        if body is not None and not connection.ended:
+        if body is not None:
             try:
                 _, connection.data = body.take(connection.data)
             except BadRequestError:

@@ -80,23 +80,20 @@ def take_head(data: bytes) -> tuple[Head, bytes] | None:
     Raises:
         BadRequestError: this does not begin with an acceptable head, nor can it any more.
     """
-    if data.startswith(b"\r\n"):
-        data = data.lstrip(b"\r\n")  # RFC 9112, section 2.2
-    end = data.find(b"\r\n\r\n", 0, HEAD_LIMIT) + 4
+    start = 0
+    if data[:1] in (b"\r", b"\n"):
+        start = len(data) - len(data.lstrip(b"\r\n"))  # RFC 9112, section 2.2
+    end = data.find(b"\r\n\r\n", start, HEAD_LIMIT) + 4
     if end < 4:
-        if len(data) >= HEAD_LIMIT:
-            raise BadRequestError(431)
-        # Else it would be waited for the rest of what can only be refused, such as TLS.
-        if (data and not b"A" <= data[:1] <= b"Z") or _BARE_LINE_ENDS.search(data):
-            raise BadRequestError(400)
+        _check_beginning(data, start)
         return None
-    line = _LINE.match(data)
+    line = _LINE.match(data, start)
     if line is None:
         raise BadRequestError(400)
     method, target, minor = line.groups()
     head = Head(method, target, "1.1" if minor == b"1" else "1.0")
     try:
-        httptools.HttpRequestParser(head).feed_data(data[:end])
+        httptools.HttpRequestParser(head).feed_data(data[start:end])
     except httptools.HttpParserUpgrade:
         pass  # an offer, which need not be taken up (RFC 9110, section 7.8)
     except httptools.HttpParserError as error:
@@ -105,40 +102,54 @@ def take_head(data: bytes) -> tuple[Head, bytes] | None:
     return head, data[end:]
 
 
+def _check_beginning(data: bytes, start: int) -> None:
+    # Else it would be waited for the rest of what can only be refused, such as TLS.
+    first = data[start : start + 1]
+    if (first and not b"A" <= first <= b"Z") or _BARE_LINE_ENDS.search(data, start, HEAD_LIMIT):
+        raise BadRequestError(400)
+    if len(data) >= HEAD_LIMIT:
+        raise BadRequestError(431)
+
+
 def _frame(head: Head) -> None:
-    host: bytes | None = None
+    hosts: list[bytes] = []
     for name, value in head.headers:
-        if name == b"host":
-            if host is not None:
-                raise BadRequestError(400)
-            host = value
-        elif name == b"content-length":
-            # Digits only and only once, says llhttp, and not beside a transfer coding.
-            head.length = int(value)
-        elif name == b"transfer-encoding":
-            if head.length is None or head.version == "1.0":
-                raise BadRequestError(400)  # RFC 9112, section 6.1
-            if value.lower() != b"chunked":
-                raise BadRequestError(501)
-            head.length = None
-        elif name == b"connection":
-            if b"close" in map(bytes.strip, value.lower().split(b",")):
-                head.keep = False
-        elif name == b"expect" and head.version == "1.1":
-            head.expects = value.lower() == b"100-continue"
-    if host is None and head.version == "1.1":
+        match name:
+            case b"host":
+                hosts.append(value)
+            case b"content-length":
+                # Digits only and only once, says llhttp, and not beside a transfer coding.
+                head.length = int(value)
+            case b"transfer-encoding":
+                _check_coding(head, value)
+                head.length = None
+            case b"connection":
+                if b"close" in map(bytes.strip, value.lower().split(b",")):
+                    head.keep = False
+            case b"expect":
+                head.expects = head.version == "1.1" and value.lower() == b"100-continue"
+            case _:
+                pass
+    if len(hosts) > 1 or (not hosts and head.version == "1.1"):
         raise BadRequestError(400)  # RFC 9112, section 3.2
     if not head.target.startswith(b"/"):
-        head.target = _origin_form(head.target, host)
+        head.target = _origin_form(head.target, hosts)
 
 
-def _origin_form(target: bytes, host: bytes | None) -> bytes:
+def _check_coding(head: Head, value: bytes) -> None:
+    if head.length is None or head.version == "1.0":
+        raise BadRequestError(400)  # RFC 9112, section 6.1
+    if value.lower() != b"chunked":
+        raise BadRequestError(501)
+
+
+def _origin_form(target: bytes, hosts: list[bytes]) -> bytes:
     absolute = _ABSOLUTE.fullmatch(target)
     if absolute is None:
         return target  # `*`, or the authority that a CONNECT names
     # RFC 9112, section 3.2.2, lets the target overrule Host. A request that says two things is
     # none that an agent sends, and whoever checks Host has to be able to rely on it.
-    if host is not None and absolute[1].lower() != host.lower():
+    if hosts and absolute[1].lower() != hosts[0].lower():
         raise BadRequestError(400)
     rest: bytes = absolute[2] or b"/"
     return rest if rest.startswith(b"/") else b"/" + rest
