@@ -170,10 +170,15 @@ class _Connection:
             whether something has come.
         """
         try:
-            await trio.lowlevel.wait_readable(self.sock)
+            try:
+                await trio.lowlevel.wait_readable(self.sock)
+            except trio.ClosedResourceError:
+                if not self._expired:
+                    return False  # woken without a reason of the socket's
+            # What has come by the last moment still counts.
             part = self.sock.recv(_READ_SIZE)
-        except (BlockingIOError, trio.ClosedResourceError):
-            return False  # woken without a reason of the socket's
+        except BlockingIOError:
+            return False
         except OSError:
             self.broken = self.ended = True
             return False
@@ -243,6 +248,8 @@ class _Connection:
                 self._expired = False  # it made it
                 head, self.data = found
                 return head
+            if self.ended and self.data:
+                raise BadRequestError(400)
             if self.ended or self._expired:
                 return None
             await self.fill()
@@ -276,7 +283,8 @@ class _Connection:
         if not response.complete:
             if response.written:
                 return False  # cut off, which is how its reader learns that it is not all
-            await self.write([refusal(500, self.server.dates.line())])
+            status = 400 if cycle.torn else 500
+            await self.write([refusal(status, self.server.dates.line())])
         elif cycle.body_taken():
             if response.keep and not self.server.stopping:
                 return True
@@ -409,6 +417,11 @@ class _Cycle:
         if self._reading:
             self._connection.wake()
         self._wake_others()
+
+    @property
+    def torn(self) -> bool:
+        """Whether the peer has left before its request was complete."""
+        return self._body is not None and self._connection.ended
 
     def body_taken(self) -> bool:
         """Drops what has come of a body that nobody wanted; whether that was all of it."""

@@ -97,7 +97,10 @@ def take_head(data: bytes) -> tuple[Head, bytes] | None:
     except httptools.HttpParserUpgrade:
         pass  # an offer, which need not be taken up (RFC 9110, section 7.8)
     except httptools.HttpParserError as error:
-        raise BadRequestError(400) from error
+        unknown = isinstance(error, httptools.HttpParserInvalidMethodError)
+        raise BadRequestError(501 if unknown else 400) from error
+    if head.method == "CONNECT":
+        raise BadRequestError(501)
     _frame(head)
     return head, data[end:]
 
@@ -146,7 +149,7 @@ def _check_coding(head: Head, value: bytes) -> None:
 def _origin_form(target: bytes, hosts: list[bytes]) -> bytes:
     absolute = _ABSOLUTE.fullmatch(target)
     if absolute is None:
-        return target  # `*`, or the authority that a CONNECT names
+        return target  # `*`
     # RFC 9112, section 3.2.2, lets the target overrule Host. A request that says two things is
     # none that an agent sends, and whoever checks Host has to be able to rely on it.
     if hosts and absolute[1].lower() != hosts[0].lower():
