@@ -53,8 +53,8 @@ from kars_router.telemetry import configure_logging, log
 @click.option(
     "--listener",
     type=click.Choice([choice.value for choice in Listener]),
-    help="What speaks HTTP at both: hypercorn (the default), or lean, plain HTTP/1.1 for neighbours "
-    "that costs much less.",
+    help="What speaks HTTP at both: hypercorn (the default), or lean, which is plain HTTP/1.1 for "
+    "neighbours and costs much less.",
 )
 def command(
     *,

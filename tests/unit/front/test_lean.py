@@ -435,6 +435,19 @@ async def test_an_application_that_breaks_off(messages: list[str], what: bytes) 
     assert [line["event"] for line in logs] == ([] if silent else ["http_server"])
 
 
+async def test_the_framing_is_not_the_application_s() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        fields = [(b"Transfer-Encoding", b"gzip"), (b"Connection", b"keep-alive")]
+        await send({"type": "http.response.start", "status": 200, "headers": fields})
+        await send({"type": "http.response.body", "body": b"body"})
+
+    async with serving(app) as rig:
+        _, headers, rest = split_response(await rig.ask(request()))
+    assert headers["transfer-encoding"] == "chunked"
+    assert headers["connection"] == "keep-alive"
+    assert rest == b"4\r\nbody\r\n0\r\n\r\n"
+
+
 async def test_a_response_can_be_made_by_several_tasks() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -510,6 +523,62 @@ async def test_an_application_learns_that_its_peer_has_left(how: str) -> None:
             await done.wait()
     assert seen == ["http.disconnect"]
     await listener.aclose()
+
+
+async def test_what_is_said_to_a_peer_that_has_left_is_lost_in_silence() -> None:
+    go_on, done = trio.Event(), trio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await go_on.wait()
+        for _ in range(3):
+            await send({"type": "http.response.body", "body": b"event", "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        done.set()
+
+    async with serving(app) as rig:
+        stream = await rig.connect()
+        await stream.send_all(request())
+        await read_some(stream, b"\r\n\r\n")
+        await stream.aclose()
+        go_on.set()
+        with trio.fail_after(5):
+            await done.wait()
+
+
+async def test_a_peer_that_leaves_while_it_is_written_to() -> None:
+    done = trio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, BIG)
+        done.set()
+
+    async with serving(app) as rig:
+        stream = await rig.connect()
+        await stream.send_all(request())
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert not done.is_set()
+        await stream.aclose()
+        with trio.fail_after(5):
+            await done.wait()
+
+
+async def test_a_body_that_goes_bad_after_the_answer_began() -> None:
+    seen: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"so far", "more_body": True})
+        while (message := await receive())["type"] == "http.request":
+            seen.append(message["type"])
+        await send({"type": "http.response.body", "body": b"never"})
+
+    async with serving(app) as rig:
+        answer = await rig.ask(
+            request("POST / HTTP/1.1", "transfer-encoding: chunked") + b"xyz\r\n"
+        )
+    assert split_response(answer)[2] == b"6\r\nso far\r\n"
+    assert seen == []
 
 
 async def test_a_peer_that_leaves_in_the_middle_of_its_body() -> None:
