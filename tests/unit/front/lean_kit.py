@@ -22,6 +22,19 @@ def request(line: str = "GET / HTTP/1.1", *headers: str, body: bytes = b"") -> b
     return "\r\n".join([line, HOST, *length, *headers, "", ""]).encode("latin-1") + body
 
 
+BIG = b"z" * 4_000_000  # more than both ends hold
+
+
+async def take_body(receive: Receive) -> bytes:
+    body = b""
+    while True:
+        message = await receive()
+        assert message["type"] == "http.request"
+        body += bytes(message["body"])
+        if not message["more_body"]:
+            return body
+
+
 class Recorder:
     """An application that echoes, and remembers each request and each message that it got."""
 
