@@ -40,7 +40,7 @@ class Outcome:
     longest: float
 
 
-def open_sessions(port: int, path: str, count: int) -> list[str]:
+def open_sessions(port: int, path: str, count: int, tool: str = "json_128") -> list[str]:
     """Opens as many sessions, each with a call, so that what is behind it is open as well.
 
     Returns:
@@ -54,7 +54,7 @@ def open_sessions(port: int, path: str, count: int) -> list[str]:
         sessions: list[str] = []
         for _ in range(count):
             sessions.append(agent.open())
-            agent.call(sessions[-1], "json_128")
+            agent.call(sessions[-1], tool)
             if not sessions[-1]:
                 return [""]
         return sessions

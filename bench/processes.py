@@ -110,6 +110,7 @@ def start(
     announces = port == 0
     process = subprocess.Popen(
         command,
+        stdin=subprocess.PIPE,  # open and silent: some end when theirs does
         stdout=subprocess.PIPE if announces else subprocess.DEVNULL,
         stderr=subprocess.DEVNULL if "BENCH_VERBOSE" not in os.environ else None,
         env={**os.environ, **(env or {})},
@@ -183,8 +184,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             with suppress(ProcessLookupError):
                 os.kill(pid, 9)
     process.wait(max(deadline - time.monotonic(), 1.0))
-    if process.stdout is not None:
-        process.stdout.close()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()
 
 
 def wait_for(started: Program) -> None:
