@@ -6,9 +6,9 @@ names, `.tox/bench-peers` by default. What is not there is not measured.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -28,7 +28,7 @@ class Source:
     """What is installed, and with what.
 
     Attributes:
-        name: of the place in the directory: of a virtual environment, or of a Node package.
+        name: of its place in the directory.
         requirement: what pip, npm or cargo is asked for.
         installer: `pip`, `npm` or `cargo`.
     """
@@ -38,10 +38,8 @@ class Source:
     installer: str
 
     def place(self, directory: Path) -> Path:
-        """Where it is, or would be."""
-        if self.installer == "npm":
-            return directory / "node_modules" / self.name
-        return directory / f"{'venv' if self.installer == 'pip' else self.installer}-{self.name}"
+        """Where it is, or would be: an environment, or a prefix, of its own."""
+        return directory / f"{self.installer}-{self.name}"
 
     def installed(self, directory: Path) -> bool:
         """Whether it is there, in the version that was asked for."""
@@ -63,6 +61,7 @@ class Peer:
             on.
         stdio: whether what it stands before is a stdio server that it starts.
         sessions: whether it gives agents a session each.
+        path: what is posted to.
         prefix: what it puts before the names of tools.
         announces: whether it says `ready PORT`.
         env: variables for it.
@@ -73,6 +72,7 @@ class Peer:
     command: _Command
     stdio: bool = False
     sessions: bool = True
+    path: str = "/mcp"
     prefix: str = ""
     announces: bool = False
     env: dict[str, str] = field(factory=dict)
@@ -82,6 +82,7 @@ class Peer:
         return Subject(
             name=self.name,
             command=lambda upstream, port: self.command(directory, upstream, port),
+            path=self.path,
             announces=self.announces,
             env=self.env,
             leave_out=STDIO_SERVER if self.stdio else "",
@@ -133,24 +134,26 @@ def _before_stdio(program: Callable[[Path], Sequence[str]], *arguments: str) -> 
     return command
 
 
+def _package(source: Source, directory: Path) -> Path:
+    """Where a Node package is."""
+    return source.place(directory) / "node_modules" / source.name
+
+
 def _supergateway(*arguments: str) -> _Command:
     def command(directory: Path, _: int, port: int) -> list[str]:
-        script = SUPERGATEWAY.place(directory) / "dist" / "index.js"
+        script = _package(SUPERGATEWAY, directory) / "dist" / "index.js"
         ours = ["node", str(script), "--stdio", shlex.join(stdio_server()), "--port", str(port)]
         return [*ours, "--outputTransport", "streamableHttp", "--logLevel", "none", *arguments]
 
     return command
 
 
-def _tower_mcp_proxy(directory: Path, upstream: int, port: int) -> list[str]:
-    place = MCP_PROXY_CARGO.place(directory)
-    config = place / f"{port}.json"
-    backend = {"name": "box", "transport": "http", "url": _url(upstream)}
-    listen = {"host": "127.0.0.1", "port": port}
-    config.write_text(
-        json.dumps({"proxy": {"name": "bench", "listen": listen}, "backends": [backend]})
-    )
-    return [str(place / "bin" / "mcp-proxy"), "--config", str(config)]
+def _mcp_proxy_cargo(directory: Path, upstream: int, port: int) -> list[str]:
+    config = Path(tempfile.mkdtemp(prefix="kars-bench-")) / "proxy.toml"
+    listen = f'[proxy.listen]\nhost = "127.0.0.1"\nport = {port}'
+    backend = f'[[backends]]\nname = "box"\ntransport = "http"\nurl = "{_url(upstream)}"'
+    config.write_text(f'[proxy]\nname = "bench"\nseparator = "_"\n{listen}\n{backend}\n')
+    return [str(MCP_PROXY_CARGO.place(directory) / "bin" / "mcp-proxy"), "--config", str(config)]
 
 
 FASTMCP: Final = Source(name="fastmcp", requirement="fastmcp==4.2.3", installer="pip")
@@ -195,7 +198,7 @@ def _mcp_proxy_python(directory: Path) -> list[str]:
 
 
 def _mcp_proxy_npm(directory: Path) -> list[str]:
-    script = MCP_PROXY_NPM.place(directory) / "dist" / "bin" / "mcp-proxy.mjs"
+    script = _package(MCP_PROXY_NPM, directory) / "dist" / "bin" / "mcp-proxy.mjs"
     return ["node", str(script), "--server", "stream", "--host", "127.0.0.1"]
 
 
@@ -225,6 +228,13 @@ PEERS: Final = (
         sessions=False,
         prefix="bench_",
         announces=True,
+    ),
+    Peer(
+        name="mcp-proxy (Rust)",
+        source=MCP_PROXY_CARGO,
+        command=_mcp_proxy_cargo,
+        path="/",
+        prefix="box_",
     ),
     Peer(
         name="supergateway, stateful",

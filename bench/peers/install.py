@@ -1,8 +1,8 @@
 """Installs the peers, as far as they can be had: `python -m bench.peers.install [NAME...]`.
 
-Each Python package gets a virtual environment of its own, because they need different versions of
-the same things. What cannot be installed is named, and left out of the measurements; that is no
-error. What takes a compiler, and minutes, is only installed if it is named.
+Each gets an environment of its own, because they need different versions of the same things. What
+cannot be installed is named, and left out of the measurements; that is no error. What takes a
+compiler, and minutes, is only installed if it is named.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def install(source: Source, where: Path) -> str:
     if source.installed(where):
         return ""
     place = source.place(where)
+    shutil.rmtree(place, ignore_errors=True)
     if source.installer == "pip":
-        shutil.rmtree(place, ignore_errors=True)
         venv.create(place, with_pip=True)
         command = [str(place / "bin" / "python"), "-m", "pip", "install", "--quiet"]
         command += ["--disable-pip-version-check", *source.requirement.split()]
@@ -39,7 +39,7 @@ def install(source: Source, where: Path) -> str:
             return f"{source.installer} is not installed"
         if source.installer == "npm":
             command = [tool, "install", "--no-audit", "--no-fund", "--loglevel=error"]
-            command += ["--no-save", "--prefix", str(where), *_packages(where, source)]
+            command += ["--no-save", "--prefix", str(place), source.requirement]
         else:
             command = [tool, "install", "--quiet", "--locked", "--root", str(place)]
             command += [source.requirement]
@@ -54,15 +54,6 @@ def install(source: Source, where: Path) -> str:
         return f"{source.installer} failed: {said[-1]:.300}"
     (place / "installed").write_text(source.requirement)
     return ""
-
-
-def _packages(where: Path, wanted: Source) -> list[str]:
-    """The Node packages to ask for: npm takes away what it is not asked for."""
-    return [
-        source.requirement
-        for source in SOURCES
-        if source.installer == "npm" and (source == wanted or source.installed(where))
-    ]
 
 
 def main(names: list[str]) -> int:

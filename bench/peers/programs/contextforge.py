@@ -1,16 +1,17 @@
 """ContextForge's gateway with one registered server. Runs in an environment that has it.
 
-    python contextforge.py --url URL --port PORT
+    python contextforge.py --url URL
 
-Prints `ready PORT` as soon as the server's tools are listed. As it comes but for its secrets, which
-it demands, and agents that need not prove who they are, as with every other subject; one process,
-its SQLite database in a directory that goes with it.
+Prints `ready PORT` as soon as the server's tools are listed. As it comes, in one process, with a
+new SQLite database; but without its limit of calls, which a load is over at once, and for agents
+that need not prove who they are, as everything else is measured.
 """
 
 import argparse
 import json
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import tempfile
@@ -54,9 +55,10 @@ def main() -> None:
     """Becomes the gateway; a process that it leaves behind registers the server and ends."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", required=True, help="of the upstream")
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--port", help="not used: it chooses one")
     asked = parser.parse_args()
-    port = asked.port
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
     place = Path(tempfile.mkdtemp(prefix="bench-contextforge-"))
     secret = secrets.token_urlsafe(48)
     os.environ |= {
@@ -69,6 +71,7 @@ def main() -> None:
         "LOG_LEVEL": "ERROR",
         "MCP_REQUIRE_AUTH": "false",
         "PLATFORM_ADMIN_EMAIL": USER,
+        "RATE_LIMITING_ENABLED": "false",
         "SSRF_ALLOW_LOCALHOST": "true",
         "SSRF_ALLOW_PRIVATE_NETWORKS": "true",
     }
