@@ -41,7 +41,7 @@ def install(source: Source, where: Path) -> str:
             command = [tool, "install", "--no-audit", "--no-fund", "--loglevel=error"]
             command += ["--no-save", "--prefix", str(place), source.requirement]
         else:
-            command = [tool, "install", "--quiet", "--locked", "--root", str(place)]
+            command = [tool, "install", "--quiet", "--root", str(place)]
             command += [source.requirement]
     try:
         done = subprocess.run(
