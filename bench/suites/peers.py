@@ -28,10 +28,19 @@ IDLE = "idle session"
 _ROUNDS = 3
 _TOOL = "json_128"
 _WARM_SECONDS = 1.0
-_LONGEST_SECONDS = 30.0
+_LONGEST_SECONDS = 15.0
 _FIRST_SESSIONS = 10
-_IDLE_SESSIONS = 50
+# With a stdio server, most start a process for each.
+_IDLE_SESSIONS = {HTTP: 100, STDIO: 50}
 _SETTLE_SECONDS = 2.0
+
+
+_skipped: list[str] = []
+
+
+def skipped() -> list[str]:
+    """What was not measured in the last run, and why."""
+    return _skipped
 
 
 @frozen(kw_only=True)
@@ -64,12 +73,11 @@ def work_of(kind: str, connections: int) -> str:
 
 def run(context: Context) -> Iterator[Figure]:
     """The router and every peer, in turns."""
+    _skipped.clear()
     where = directory()
     there, missing = found(where)
     for source in missing:
-        context.say(f"{SUITE}: not measured, since it is not installed: {source.requirement}")
-    if not there:
-        return
+        _leave_out(context, source.requirement, "not installed (python -m bench.peers.install)")
     for kind in (HTTP, STDIO):
         peers = [peer for peer in there if peer.stdio == (kind == STDIO)]
         entrants = [*_ours(context, kind)]
@@ -84,6 +92,12 @@ def run(context: Context) -> Iterator[Figure]:
         if peers:
             yield from _calls(context, kind, entrants)
             yield from _idle(context, kind, entrants)
+
+
+def _leave_out(context: Context, name: str, why: object) -> None:
+    text = f"{SUITE}: without {name}: {why}"
+    _skipped.append(text)
+    context.say(text)
 
 
 def _ours(context: Context, kind: str) -> Iterator[_Entrant]:
@@ -110,10 +124,10 @@ def _calls(context: Context, kind: str, entrants: Sequence[_Entrant]) -> Iterato
                 program = stack.enter_context(running(entrant.subject, server.port))
                 sessions = _open(entrant, program, max(CONNECTIONS))
             except BenchError as error:
-                context.say(f"{SUITE}: not measured, {entrant.subject.name}: {error}")
+                _leave_out(context, entrant.subject.name, error)
             else:
                 runners.append(_Runner(entrant, program, sessions))
-        for connections in CONNECTIONS:
+        for connections in CONNECTIONS if not context.quick else (16,):
             work = work_of(kind, connections)
             context.say(f"{SUITE}: {work}")
             for number in range(-1, min(context.rounds, _ROUNDS)):
@@ -123,8 +137,7 @@ def _calls(context: Context, kind: str, entrants: Sequence[_Entrant]) -> Iterato
                         outcome = _load(runner, connections, seconds)
                     except BenchError as error:
                         runners.remove(runner)
-                        name = runner.entrant.subject.name
-                        context.say(f"{SUITE}: not measured any more, {name}: {error}")
+                        _leave_out(context, runner.entrant.subject.name, error)
                         continue
                     if number >= 0:
                         runner.outcomes.append(outcome)
@@ -136,7 +149,7 @@ def _calls(context: Context, kind: str, entrants: Sequence[_Entrant]) -> Iterato
 def _load(runner: _Runner, connections: int, seconds: float) -> Outcome:
     """One load. What is slow gets time for some calls on each connection, not for one."""
     if runner.rate:
-        seconds = min(max(seconds, 8 * connections / runner.rate), _LONGEST_SECONDS)
+        seconds = min(max(seconds, 6 * connections / runner.rate), _LONGEST_SECONDS)
     outcome = load(
         runner.program,
         runner.entrant.subject.path,
@@ -155,35 +168,35 @@ def _open(entrant: _Entrant, program: Program, count: int) -> list[str]:
 
 def _idle(context: Context, kind: str, entrants: Sequence[_Entrant]) -> Iterator[Figure]:
     for entrant in entrants:
-        name = entrant.subject.name
         if not entrant.sessions:
             continue
-        context.say(f"{SUITE}: {name}, {_IDLE_SESSIONS} idle sessions")
+        name, count = entrant.subject.name, _IDLE_SESSIONS[kind]
+        context.say(f"{SUITE}: {name}, {count} idle sessions")
         with ExitStack() as stack:
             server = stack.enter_context(upstream())
             try:
                 program = stack.enter_context(running(entrant.subject, server.port))
                 _open(entrant, program, _FIRST_SESSIONS)
-                before = _memory(program)
-                _open(entrant, program, _IDLE_SESSIONS)
-                after = _memory(program)
+                own, everything = _memory(program)
+                _open(entrant, program, count)
+                own_later, everything_later = _memory(program)
             except BenchError as error:
-                context.say(f"{SUITE}: not measured, {name}: {error}")
+                _leave_out(context, name, error)
                 continue
-        own, everything = (
-            (late - early) / _IDLE_SESSIONS / 1024
-            for early, late in zip(before, after, strict=True)
-        )
-        metrics = {"memory per session": own}
+        values = {
+            ("memory", "MiB"): own / 2**20,
+            ("memory per session", "KiB"): (own_later - own) / count / 1024,
+        }
         if kind == STDIO:
-            metrics["memory per session, servers included"] = everything
-        for metric, value in metrics.items():
+            more = (everything_later - everything) / count / 1024
+            values["memory per session, servers included", "KiB"] = more
+        for (metric, unit), value in values.items():
             yield Figure(
                 suite=SUITE,
                 subject=name,
                 work=f"{kind} server, {IDLE}",
                 metric=metric,
-                unit="KiB",
+                unit=unit,
                 rounds=(value,),
             )
 
