@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -54,7 +55,7 @@ def test_without_peers_nothing_is_measured_and_each_is_named(
 
 
 def test_the_stdio_server_answers_each_request_with_its_own_id() -> None:
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"id": 0, "method": "initialize", "params": {"protocolVersion": "2025-11-25"}},
         {"method": "notifications/initialized"},
         {"id": "a", "method": "tools/call", "params": {"name": "json_1024"}},
