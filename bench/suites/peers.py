@@ -30,8 +30,8 @@ _TOOL = "json_128"
 _WARM_SECONDS = 1.0
 _LONGEST_SECONDS = 15.0
 _FIRST_SESSIONS = 10
-# With a stdio server, most start a process for each.
-_IDLE_SESSIONS = {HTTP: 100, STDIO: 50}
+# The router takes 100 unless it is told otherwise; with a stdio server, most start a process each.
+_IDLE_SESSIONS = {HTTP: 80, STDIO: 50}
 _SETTLE_SECONDS = 2.0
 
 
