@@ -255,4 +255,4 @@ def _ours(figures: tuple[Figure, ...], theirs: Figure) -> str:
         for figure in figures
         if (figure.suite, figure.work, figure.metric) == ("peers", theirs.work, theirs.metric)
     }
-    return "kars" if "kars" in names or not names else min(n for n in names if "kars" in n)
+    return "kars" if "kars" in names else min((n for n in names if "kars" in n), default="kars")
