@@ -34,6 +34,8 @@ def machine() -> dict[str, Any]:
         "system": platform.system(),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
+        # Whatever is installed is loaded, and some of it costs something in every call.
+        "plugins": sorted(point.name for point in metadata.entry_points(group="kars_router")),
     }
 
 
@@ -71,6 +73,11 @@ def markdown(figures: Figures, verdicts: Sequence[Verdict], skipped: Sequence[st
         "",
         f"{about['processors']} processors ({about['architecture']}), Python {about['python']}, ",
         f"{versions}; `{' '.join(['python -m bench', *sys.argv[1:]])}`.",
+        *(
+            [f"**With plugins, which cost something as well: {', '.join(about['plugins'])}.**"]
+            if about["plugins"]
+            else []
+        ),
         "",
         *_EXPLAINED,
         "",
