@@ -60,7 +60,8 @@ LIMIT: Final = Subject(
     name="limit", command=lambda upstream, _: program("limit", str(upstream)), announces=True
 )
 KARS: Final = Subject(name="kars", command=kars(), path=f"/mcp/{SERVER}")
-OURS: Final = (FLOOR, LIMIT, KARS)
+LEAN: Final = Subject(name="kars-lean", command=kars("--listener", "lean"), path=f"/mcp/{SERVER}")
+OURS: Final = (FLOOR, LIMIT, KARS, LEAN)
 
 
 def routers(subjects: Sequence[Subject]) -> list[Subject]:

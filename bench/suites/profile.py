@@ -22,7 +22,7 @@ _CONNECTIONS: Final = 16
 _RATE: Final = 250  # samples a second
 # The innermost frame of these decides whose work a sample is: what they call on the way, trio's
 # streams and the standard library, is theirs.
-_LISTENER: Final = ("hypercorn/", "h11/", "kars_router/front/listen", "kars_router/front/lean")
+_LISTENER: Final = ("hypercorn/", "h11/", "front/listen", "front/lean", "front/hypercorn")
 _OURS: Final = ("kars_router/", "httpx/", "msgspec", "structlog", "prometheus_client", "bench/")
 PARTS: Final = ("listener", "router", "scheduler")
 
