@@ -30,8 +30,8 @@ _TOOL = "json_128"
 _WARM_SECONDS = 1.0
 _LONGEST_SECONDS = 15.0
 _FIRST_SESSIONS = 10
-# The router takes 100 unless it is told otherwise; with a stdio server, most start a process each.
-_IDLE_SESSIONS = {HTTP: 80, STDIO: 50}
+# Few would fit into memory that a start left free. With a stdio server, most start a process each.
+_IDLE_SESSIONS = {HTTP: 300, STDIO: 50}
 _SETTLE_SECONDS = 2.0
 
 
@@ -103,7 +103,8 @@ def _leave_out(context: Context, name: str, why: object) -> None:
 def _ours(context: Context, kind: str) -> Iterator[_Entrant]:
     for subject in routers(context.subjects):
         if kind == HTTP:
-            yield _Entrant(subject=subject)
+            roomy = {"agentSessions": 2 * _IDLE_SESSIONS[HTTP]}
+            yield _Entrant(subject=configured(subject, limits=roomy))
             continue
         server = {"command": stdio_server(), "allowedTools": ["*"]}
         behind = evolve(subject, leave_out=STDIO_SERVER)
