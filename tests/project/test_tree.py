@@ -24,7 +24,7 @@ BANNED_IN_CODE = {
     "another event loop": re.compile(r"^\s*(?:import|from) (?:asynci[o]|anyi[o])\b", re.MULTILINE),
 }
 # Peers that run on what their SDK runs on, in environments of their own.
-FOREIGN = ("tests/sdk/", "tests/conformance/")
+FOREIGN = ("bench/peers/programs/", "tests/conformance/", "tests/sdk/")
 
 
 def found(patterns: dict[str, re.Pattern[str]], *suffixes: str) -> list[str]:
