@@ -64,7 +64,9 @@ class LegacyServer:
         self._version = version
         self._attendance = Attendance()
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(  # noqa: ASYNC128, RUF100 - the attendance says when
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Looks after agents whose answers take a while, until cancelled."""
         await self._attendance.run(task_status=task_status)
 

@@ -212,7 +212,7 @@ class _HttpxReply:
                 # the other, and closing the outermost one leaves the others to the garbage
                 # collector. The error that comes out of a closed stream ends all of them.
                 with suppress(httpx.RequestError, httpx.StreamError):
-                    async for _ in self._chunks:
+                    async for _ in self._chunks:  # noqa: ASYNC102, RUF100 - ends at once
                         pass
 
 

@@ -1,0 +1,213 @@
+"""One exchange over HTTP/1.1: a request that goes out, and the response as it comes in.
+
+Owns how much of the request was accepted, and when the connection is given back. Must not know
+where a connection comes from, nor MCP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Final
+
+import httpx
+import trio
+from attrs import define
+
+from kars_router.transports.http_parser import ResponseParser
+from kars_router.transports.http_pool import Lease, Pool
+from kars_router.transports.http_steps import READ, WRITE, bounded
+from kars_router.transports.http_streams import CountedStream, bytes_sent
+
+EXTENSION: Final = "kars_exchange"
+_SALVAGE_SECONDS: Final = 1.0
+
+
+@define(kw_only=True)
+class Exchange:
+    """What the caller asks of an exchange, and what it is told about it afterwards.
+
+    Put it into `request.extensions["kars_exchange"]`. The transport resets all but `control` when
+    it starts on a request.
+
+    Attributes:
+        control: this request (a pong, the GET stream, a DELETE) never waits behind calls.
+        accepted: bytes of the request that the network accepted. 0 exactly if the server cannot
+            have seen any of it. Over TLS a number between 0 and all is an estimate.
+        complete: all of the request was accepted.
+        reused: it went over a kept connection.
+    """
+
+    control: bool = False
+    accepted: int = 0
+    complete: bool = False
+    reused: bool = False
+
+    def begin(self) -> None:
+        """Forget an earlier request."""
+        self.accepted = 0
+        self.complete = False
+        self.reused = False
+
+
+class TrioReply(httpx.AsyncByteStream):
+    """One exchange from its place in the pool on; afterwards a `Reply`, and the body of one.
+
+    An iterator rather than a generator, so that nothing is left to be finalised when a reader
+    walks away in the middle.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        lease: Lease,
+        limits: Mapping[str, float | None],
+        *,
+        url: httpx.URL,
+        request: httpx.Request | None = None,
+    ) -> None:
+        self.lease = lease
+        self.limits = limits
+        self.url = url
+        self.request = request
+        self._pool = pool
+        self._parser = ResponseParser(bodiless=request is not None and request.method == "HEAD")
+        self._send_error: httpx.WriteError | None = None
+
+    @property
+    def status(self) -> int:
+        """See `Reply.status`."""
+        return self._parser.status
+
+    @property
+    def is_closed(self) -> bool:
+        """See `Reply.is_closed`."""
+        return self.lease.released
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """All headers, names in lower case, in the order of arrival."""
+        return self._parser.headers
+
+    def header(self, name: str) -> str:
+        """See `Reply.header`."""
+        sought = name.encode("ascii")
+        values = [value for known, value in self._parser.headers if known == sought]
+        return b", ".join(values).decode("utf-8", "replace") if values else ""
+
+    async def send(self, message: bytes, exchange: Exchange) -> None:
+        """Send all of the request and note how much of it was accepted.
+
+        A server may refuse a large request before it has read all of it, and close. What it said
+        is worth more than the fact that it hung up, so such an error waits for `read_head`.
+        """
+        connection = self.lease.connection
+        assert connection is not None
+        stream = connection.stream
+        before = bytes_sent(stream) if connection.plain is None else connection.plain.sent
+        try:
+            rest: bytes | memoryview = message
+            if connection.plain is not None:
+                await trio.lowlevel.checkpoint_if_cancelled()
+                rest = _rest_of(message, connection.plain, self.request)
+            if rest:
+                await bounded(WRITE, self.limits, self.request, stream.send_all, rest)
+            exchange.complete = True
+            exchange.accepted = len(message)
+        except httpx.WriteError as exc:
+            exchange.accepted = _accepted(stream, before, message)
+            if not exchange.accepted:
+                raise
+            self._send_error = exc
+        except BaseException:
+            exchange.accepted = _accepted(stream, before, message)
+            raise
+
+    async def read_head(self) -> None:
+        """Read until the final status and headers are there."""
+        error = self._send_error
+        if error is None:
+            while not self._parser.head_complete:
+                await self._read()
+            return
+        with trio.move_on_after(_SALVAGE_SECONDS):
+            try:
+                while not self._parser.head_complete:
+                    await self._read()
+            except httpx.TransportError:
+                raise error from error.__cause__
+        if not self._parser.head_complete:
+            raise error
+
+    def response(self) -> httpx.Response:
+        """The response, with this object as its body."""
+        return httpx.Response(
+            self._parser.status,
+            headers=self._parser.headers,
+            stream=self,
+            extensions={"http_version": b"HTTP/1.1", "reason_phrase": self._parser.reason},
+        )
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not (data := self._parser.take()):
+            if self._parser.complete:
+                raise StopAsyncIteration
+            try:
+                await self._read()
+            except BaseException:
+                await self.aclose()
+                raise
+        return data
+
+    async def aclose(self) -> None:
+        """Give up the place; close the connection unless the response was complete.
+
+        Idempotent, and shielded from cancellation, as it also is the way out of one.
+        """
+        self._pool.release(self.lease)
+        await self._pool.bury()
+
+    async def _read(self) -> None:
+        connection, parser = self.lease.connection, self._parser
+        if connection is None:
+            raise httpx.ReadError("the response was closed before its end", request=self.request)
+        receive: Callable[[int], Awaitable[bytes | bytearray]] = connection.stream.receive_some
+        plain = connection.plain
+        if plain is not None:
+            receive = plain.receive_more if parser.head_complete else plain.receive_next
+        data = await bounded(READ, self.limits, self.request, receive, parser.room)
+        try:
+            if data:
+                parser.feed(data)
+            else:
+                parser.eof()
+        except httpx.RemoteProtocolError as exc:
+            if self.request is not None:
+                exc.request = self.request
+            raise
+        if parser.complete:
+            # At once, not when the caller asks for the end: a pong can have the connection.
+            keep = parser.keep_seconds if self._send_error is None else 0.0
+            self._pool.release(self.lease, keep_seconds=keep)
+            await self._pool.bury()
+
+
+def _rest_of(
+    message: bytes, stream: CountedStream, request: httpx.Request | None
+) -> bytes | memoryview:
+    """Send what can be sent without waiting, as almost all can; the rest."""
+    try:
+        taken = stream.send_now(message)
+    except WRITE.causes as exc:
+        raise WRITE.failed(exc, request) from exc
+    return memoryview(message)[taken:] if taken < len(message) else b""
+
+
+def _accepted(stream: trio.abc.Stream, before: int | None, message: bytes) -> int:
+    """Bytes accepted in a send that failed; never all, as then it would not have failed."""
+    after = bytes_sent(stream)
+    if before is None or after is None:
+        return 1  # unknown, so it may have been seen
+    return min(after - before, len(message) - 1)
