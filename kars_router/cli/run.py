@@ -12,12 +12,17 @@ import click
 import trio
 
 from kars_router.cli.examples import examples
-from kars_router.config.load import DEFAULT_FILE, default_path, load
-from kars_router.config.schema import Config
-from kars_router.errors import UserError
-from kars_router.reload import watch
-from kars_router.service import Router, open_router
-from kars_router.telemetry import configure_logging, log
+from kars_router.cli.lean import without
+
+# What they are for has no place in a router: httpx has a command line, structlog a way to frame
+# tracebacks. Both do without where these are not installed.
+with without("pygments", "rich"):
+    from kars_router.config.load import DEFAULT_FILE, default_path, load
+    from kars_router.config.schema import Config
+    from kars_router.errors import UserError
+    from kars_router.reload import watch
+    from kars_router.service import Router, open_router
+    from kars_router.telemetry import configure_logging, log
 
 
 @click.command(
