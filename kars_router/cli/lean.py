@@ -1,33 +1,57 @@
-"""Imports that leave out what other packages would take along only because it is installed.
+"""Imports that leave out what other packages take along without need.
 
-A sidecar is paid for once per pod. Knows no package by name.
+A sidecar is paid for once per pod, and some of what it imports serves programs of another kind: an
+event loop, terminals, HTTP/2. Nothing is out of reach: who really uses it, gets it. Knows no
+package by name.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 
 @contextmanager
-def without(*names: str) -> Iterator[None]:
-    """Makes packages look as if they were not installed while others are being imported.
+def lean(*, without: tuple[str, ...] = (), later: tuple[str, ...] = ()) -> Iterator[None]:
+    """Keeps modules from being loaded while others are being imported that ask for them.
 
-    For packages that the others declare as optional only. Whoever imports them later gets them; one
-    that was imported before stays visible.
+    Modules that are loaded already stay as they are. Afterwards all of them can be imported as
+    ever.
 
     Args:
-        names: top-level packages.
+        without: packages that look as if they were not installed; for what the others declare as
+            optional and do without.
+        later: modules in whose place there is a stand-in, which loads the real one when something
+            of it is used; for what the others import and may never use. `a.b` needs `a` as well.
     """
-    # How Python itself marks a module that must not be found (import system, "The module cache").
-    hidden = [name for name in names if name not in sys.modules]
+    hidden: dict[str, ModuleType | None] = {
+        **{name: _Later(name) for name in later if name not in sys.modules},
+        # How Python marks a module that must not be found (import system, "The module cache").
+        **{name: None for name in without if name not in sys.modules},
+    }
     modules = cast("dict[str, ModuleType | None]", sys.modules)
-    modules.update(dict.fromkeys(hidden))
+    modules.update(hidden)
     try:
         yield
     finally:
-        for name in hidden:
-            del modules[name]
+        for name, place_holder in hidden.items():
+            if modules.get(name, ...) is place_holder:
+                del modules[name]
+
+
+class _Later(ModuleType):
+    """Stands in for a module until something of it is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        module = importlib.import_module(self.__name__)
+        if not hasattr(module, name):
+            # Perhaps a module in it, which its own stand-in has kept from being bound here.
+            with suppress(ModuleNotFoundError):
+                importlib.import_module(f"{self.__name__}.{name}")
+        return getattr(module, name)

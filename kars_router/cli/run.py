@@ -12,11 +12,14 @@ import click
 import trio
 
 from kars_router.cli.examples import examples
-from kars_router.cli.lean import without
+from kars_router.cli.lean import lean
 
-# What they are for has no place in a router: httpx has a command line, structlog a way to frame
-# tracebacks. Both do without where these are not installed.
-with without("pygments", "rich"):
+# httpx has a command line, structlog a way to frame tracebacks and loggers for asyncio, hypercorn
+# HTTP/2: 8 MiB that no router uses.
+with lean(
+    without=("pygments", "rich"),
+    later=("asyncio", "h2", "h2.connection", "h2.events", "h2.exceptions", "priority"),
+):
     from kars_router.config.load import DEFAULT_FILE, default_path, load
     from kars_router.config.schema import Config
     from kars_router.errors import UserError
