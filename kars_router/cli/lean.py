@@ -7,12 +7,16 @@ package by name.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Final, cast
+
+# The collector is not to go through everything again and again: what is being loaded stays.
+_YOUNG_ONLY: Final = (700, 10, 1_000_000)
 
 
 @contextmanager
@@ -35,9 +39,12 @@ def lean(*, without: tuple[str, ...] = (), later: tuple[str, ...] = ()) -> Itera
     }
     modules = cast("dict[str, ModuleType | None]", sys.modules)
     modules.update(hidden)
+    thresholds = gc.get_threshold()
+    gc.set_threshold(*_YOUNG_ONLY)
     try:
         yield
     finally:
+        gc.set_threshold(*thresholds)
         for name, place_holder in hidden.items():
             if modules.get(name, ...) is place_holder:
                 del modules[name]
