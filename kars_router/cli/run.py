@@ -16,13 +16,13 @@ from kars_router.cli.examples import examples
 from kars_router.cli.lean import lean
 
 # httpx has a command line, structlog a way to frame tracebacks and loggers for asyncio, hypercorn
-# HTTP/2, prometheus_client a web server, importlib.metadata a way into archives: 9 MiB that no
-# router uses.
+# HTTP/2, prometheus_client a web server, importlib.metadata lists of files: 9 MiB that no router
+# uses.
 with lean(
     without=("pygments", "rich"),
     later=(
         *("asyncio", "h2", "h2.connection", "h2.events", "h2.exceptions", "priority"),
-        *("csv", "html", "zipfile"),
+        *("csv", "html"),
     ),
 ):
     import trio
