@@ -101,9 +101,11 @@ assert "asyncio" not in sys.modules and "h2" not in sys.modules
 assert structlog.stdlib.asyncio.sleep.__module__ == "asyncio.tasks"
 assert hypercorn.protocol.h2.h2.connection.H2Connection.__name__ == "H2Connection"
 assert hypercorn.protocol.h2.priority.PriorityTree
-import asyncio, h2.events, rich.console, pygments, html
+import importlib
+import h2.events, rich.console, pygments, html
+loop = importlib.import_module("asyncio")
 assert html.escape("<") == "&lt;"
-assert asyncio.sleep is structlog.stdlib.asyncio.sleep
+assert loop.sleep is structlog.stdlib.asyncio.sleep
 try:
     structlog.stdlib.asyncio.nothing_of_the_kind
 except AttributeError as error:
