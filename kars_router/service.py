@@ -250,7 +250,7 @@ class Router:
         auth = self.gate.prepare(config.agent_auth)
         # Last of what may be refused: governors hold things, so they must not be made in vain.
         rules = self.governance.prepare(config.policies) if changed else None
-        fixed = ("listen", "admin", "plugins", "state", "audit", "log")
+        fixed = ("listen", "admin", "listener", "plugins", "state", "audit", "log")
         pending = [n for n in fixed if getattr(config, n) != getattr(self.config, n)]
         if pending:
             log().warning("reload_needs_restart", settings=pending)
@@ -338,6 +338,7 @@ async def open_router(
         async with _recording(router), trio.open_nursery() as upstream:
             await upstream.start(router.supervisor.run, config.servers)
             upstream.start_soon(router.agents.run)
+            await upstream.start(router.legacy.run)
             upstream.start_soon(router.gate.run)
             upstream.start_soon(router.identities.run)
             await upstream.start(router.lot.run)
@@ -352,6 +353,7 @@ async def open_router(
                             bound,
                             router.draining.wait,
                             grace=max(config.shutdown_grace - _EXIT_SECONDS, 0.0),
+                            listener=config.listener,
                         )
                     )
                     for app, bound in places

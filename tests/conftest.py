@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 
@@ -20,6 +21,26 @@ settings.register_profile(
 # To look for new counterexamples: pytest --hypothesis-profile=search
 settings.register_profile("search", deadline=None, max_examples=2000)
 settings.load_profile("repeatable")
+
+LISTENERS = ("hypercorn", "lean")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--listener`: with which listener tests that do not say run the router as a process."""
+    parser.addoption("--listener", choices=LISTENERS, help="the router's listener, its own if none")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hands `--listener` on to where routers are started, in processes of tests as well."""
+    if chosen := config.getoption("--listener"):
+        os.environ["KARS_TEST_LISTENER"] = chosen
+
+
+@pytest.fixture(params=LISTENERS)
+def each_listener(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test once with each listener of the router that it starts as a process."""
+    monkeypatch.setenv("KARS_TEST_LISTENER", request.param)
+    return str(request.param)
 
 
 @pytest.fixture(autouse=True)

@@ -246,12 +246,15 @@ def run_router(
     """Run the router on `config` (the content of kars.yaml) until the block ends.
 
     Files go to `tmp_path`: `kars.yaml` (JSON, which is YAML) and `router.log`. The addresses
-    come from the log line whose `event` is `listening`.
+    come from the log line whose `event` is `listening`. Which listener it has is said by pytest's
+    option `--listener` or the fixture `each_listener`, unless `config` does.
     """
     file = tmp_path / "kars.yaml"
     file.write_text(json.dumps(config), encoding="utf-8")
     argv = [sys.executable, "-m", "kars_router", "run", "-c", str(file)]
     argv += ["--listen", listen, "--admin", admin]
+    if "listener" not in config:
+        argv += listener_option()
     # The router is ours: what the test run asks of warnings and imports holds for it too.
     own = {name: os.environ[name] for name in _NOT_INHERITED if name in os.environ}
     with start_peer(
@@ -265,6 +268,12 @@ def run_router(
         line = _listening(peer.log())
         assert line is not None
         yield RunningRouter(line["agent"].rstrip("/"), line["admin"].rstrip("/"), peer)
+
+
+def listener_option() -> list[str]:
+    """What a `kars run` is told so that it has the listener that this test run asks for."""
+    chosen = os.environ.get("KARS_TEST_LISTENER")
+    return ["--listener", chosen] if chosen else []
 
 
 def log_events(log: str) -> list[dict[str, Any]]:

@@ -9,26 +9,27 @@ import resource
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Final
 
 import click
 
 from kars_router.cli.examples import examples
-from kars_router.cli.lean import lean
+from kars_router.cli.loading import loading
 
 # httpx has a command line, structlog a way to frame tracebacks and loggers for asyncio, hypercorn
 # HTTP/2, prometheus_client a web server, importlib.metadata lists of files: 9 MiB that no router
 # uses.
-with lean(
-    without=("pygments", "rich"),
-    later=(
-        *("asyncio", "h2", "h2.connection", "h2.events", "h2.exceptions", "priority"),
-        *("csv", "html"),
-    ),
-):
+_WITHOUT: Final = ("pygments", "rich")
+_LATER: Final = (
+    *("asyncio", "h2", "h2.connection", "h2.events", "h2.exceptions", "priority"),
+    *("csv", "html"),
+)
+
+with loading(without=_WITHOUT, later=_LATER):
     import trio
 
     from kars_router.config.load import DEFAULT_FILE, default_path, load
-    from kars_router.config.schema import Config
+    from kars_router.config.schema import Config, Listener
     from kars_router.errors import UserError
     from kars_router.reload import watch
     from kars_router.service import Router, open_router
@@ -65,8 +66,19 @@ with lean(
 )
 @click.option("--listen", metavar="HOST:PORT", help="Where agents are served.")
 @click.option("--admin", metavar="HOST:PORT", help="Where health, metrics and status are served.")
+@click.option(
+    "--listener",
+    type=click.Choice([choice.value for choice in Listener]),
+    help="What speaks HTTP at both: hypercorn (the default), or lean, which is plain HTTP/1.1 for "
+    "neighbours and costs much less.",
+)
 def command(
-    *, file: Path | None, upstreams: tuple[str, ...], listen: str | None, admin: str | None
+    *,
+    file: Path | None,
+    upstreams: tuple[str, ...],
+    listen: str | None,
+    admin: str | None,
+    listener: str | None,
 ) -> None:
     """Run the router.
 
@@ -79,10 +91,15 @@ def command(
             f"there is no {DEFAULT_FILE} here; name one with -c or KARS_CONFIG, "
             "or give --upstream NAME=URL"
         )
-    overrides = {k: v for k, v in (("listen", listen), ("admin", admin)) if v is not None}
+    given = {"listen": listen, "admin": admin, "listener": listener}
+    overrides = {k: v for k, v in given.items() if v is not None}
     config = load(path, upstreams=upstreams, overrides=overrides, environ=os.environ)
     configure_logging(level=config.log.level.value, style=config.log.format.value)
     _raise_file_limit()
+    if config.listener is Listener.HYPERCORN:
+        # It would be loaded when it is used, with all that it takes along.
+        with loading(without=_WITHOUT, later=_LATER):
+            import kars_router.front.hypercorn_server  # noqa: F401
     # The sources of what attrs and cattrs have generated, for tracebacks only: 0.7 MiB.
     linecache.clearcache()
     trio.run(_run, config, path, upstreams, overrides)

@@ -82,6 +82,13 @@ class OnSessionLoss(enum.StrEnum):
     FAIL = "fail"
 
 
+class Listener(enum.StrEnum):
+    """What speaks HTTP at the router's own addresses."""
+
+    HYPERCORN = "hypercorn"
+    LEAN = "lean"
+
+
 class LogLevel(enum.StrEnum):
     """The least important lines that are written."""
 
@@ -314,6 +321,7 @@ class Config:
     Attributes:
         listen: where agents are served.
         admin: where health, metrics and status are served; None for nowhere.
+        listener: what speaks HTTP at both addresses.
         servers: the upstream servers by name.
         agent_auth: what agents have to show; nothing by default, on loopback.
         policies: rules that calls have to pass, first those of the list, then those of plugins.
@@ -334,6 +342,7 @@ class Config:
 
     listen: Address = _AGENTS_HERE
     admin: Address | None = _ADMIN_HERE
+    listener: Listener = Listener.HYPERCORN
     servers: FrozenMap[ServerKey, Server] = _NOTHING
     agent_auth: AgentAuth = _NO_AUTH
     policies: tuple[ToolPolicy, ...] = ()

@@ -5,7 +5,6 @@ Owns limits and lifetimes. Must not know HTTP or what is said in a session.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable
 from typing import Final
@@ -17,6 +16,7 @@ from kars_router.front.questions import Questions
 from kars_router.front.replay import EventLog, EventStream, Reader
 from kars_router.front.sealing import Sealer, Ticket
 from kars_router.session.caller import AgentPort, Caller
+from kars_router.session.ended import new_names
 from kars_router.telemetry import Metrics, log
 
 _CLIENT_NAME: Final = 64
@@ -44,6 +44,7 @@ class AgentSession:
         in_flight: how many requests are being answered.
         streams: its GET streams that are being read, oldest first.
         ended: whether its id is dead.
+        spelt: its id on the wire, once somebody has used it.
         called: whether it has called a tool, so that there is state to lose.
     """
 
@@ -56,6 +57,7 @@ class AgentSession:
     in_flight: int = 0
     streams: list[EventStream] = field(factory=list)
     ended: bool = False
+    spelt: str = ""
     called: bool = False
 
     @property
@@ -160,6 +162,9 @@ class AgentRegistry:
         self._others_make_room = others_make_room
         self._clock = clock
         self._live: dict[str, AgentSession] = {}
+        self._names = new_names()
+        # Live ones by their ids on the wire, which need not be opened again and again.
+        self._spelt: dict[str, AgentSession] = {}
 
     def __len__(self) -> int:
         return len(self._live)
@@ -194,7 +199,7 @@ class AgentRegistry:
         """
         self._make_room()
         ticket = Ticket(
-            secrets.token_hex(8),
+            next(self._names),
             revision,
             endpoint,
             self._clock(),
@@ -226,7 +231,8 @@ class AgentRegistry:
         Raises:
             TooManySessionsError: it would have to be rebuilt, and the limit is reached.
         """
-        ticket = self._sealer.open(session_id)
+        session = self._spelt.get(session_id)
+        ticket = self._sealer.open(session_id) if session is None else session.ticket
         if ticket is None or (ticket.endpoint, ticket.owner) != (endpoint, owner):
             return None
         session = self._live.get(ticket.agent)
@@ -240,6 +246,10 @@ class AgentRegistry:
             self._make_room()
             session = self._add(ticket)
             log().info("agent_session_rebuilt", agent=ticket.agent, client=ticket.client)
+        if session.spelt != session_id:
+            self._spelt.pop(session.spelt, None)
+            self._spelt[session_id] = session
+            session.spelt = session_id
         session.touched = trio.current_time()
         return session
 
@@ -247,6 +257,7 @@ class AgentRegistry:
         """Ends a session; its id is dead from now on."""
         if self._live.pop(session.agent, None) is None:
             return
+        self._spelt.pop(session.spelt, None)
         self._metrics.agent_sessions.set(len(self._live))
         session.close()
         log().info("agent_session_ended", agent=session.agent, reason=reason)

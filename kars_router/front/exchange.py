@@ -21,6 +21,8 @@ Header = tuple[bytes, bytes]
 
 JSON: Final = (b"content-type", b"application/json")
 _BODY_SECONDS: Final = 30.0
+# So many turns it takes a task to start, and to get what lies ready in a channel.
+_GLANCE: Final = 3
 STREAM_HEADERS: Final = (
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-cache, no-transform"),
@@ -83,11 +85,9 @@ class Exchange:
             BodyTooSlowError: it is not complete within thirty seconds.
             DisconnectedError: the peer left.
         """
-        try:
-            with trio.fail_after(_BODY_SECONDS):
-                return await self._body(limit)
-        except trio.TooSlowError as error:
-            raise BodyTooSlowError from error
+        with trio.CancelScope(deadline=trio.current_time() + _BODY_SECONDS):
+            return await self._body(limit)
+        raise BodyTooSlowError
 
     async def _body(self, limit: int) -> bytes:
         length = self.headers.get(b"content-length", b"")
@@ -131,6 +131,18 @@ class Exchange:
     async def finish(self) -> None:
         """Ends a streamed response."""
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def has_left(self) -> bool:
+        """Whether the peer has left, as far as the server knows; only after the body was read.
+
+        Nobody else may be waiting for that meanwhile.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.note_disconnect)
+            for _ in range(_GLANCE):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        return self.gone
 
     async def note_disconnect(self) -> None:
         """Keeps `gone` right from now on; only after the body was read."""

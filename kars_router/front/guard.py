@@ -7,6 +7,7 @@ Source: MCP 2025-11-25 "Transports / Security Warning"; RFC 6454; RFC 9110, sect
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Iterable
 from typing import Final
@@ -68,6 +69,7 @@ def _without_port(host: str) -> str:
     return host.partition(":")[0]
 
 
+@functools.lru_cache(maxsize=64)  # agents keep using the same few
 def _is_loopback(name: str) -> bool:
     if name == "localhost":
         return True

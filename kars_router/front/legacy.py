@@ -18,6 +18,7 @@ import trio
 from kars_router.errors import AgentError
 from kars_router.front import declared
 from kars_router.front.agents import AgentRegistry, AgentSession, TooManySessionsError
+from kars_router.front.attendance import Attendance
 from kars_router.front.callers import Requester
 from kars_router.front.exchange import JSON, Exchange, Header
 from kars_router.front.handshake_caller import HandshakePort
@@ -61,6 +62,11 @@ class LegacyServer:
         self._metrics = metrics
         self._operations = operations
         self._version = version
+        self._attendance = Attendance()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Looks after agents whose answers take a while, until cancelled."""
+        await self._attendance.run(task_status=task_status)
 
     async def post(self, exchange: Exchange, endpoint: str, body: bytes) -> None:
         """Answers a POST.
@@ -234,7 +240,7 @@ class LegacyServer:
         # An answer that its agent does not read takes as much room as one that is being made.
         self._operations.unsent += 1
         try:
-            await answer(exchange, session, work)
+            await answer(exchange, session, self._attendance, work)
         finally:
             self._operations.unsent -= 1
 

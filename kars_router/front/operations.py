@@ -233,7 +233,9 @@ class Operations:
             return Answer(withdrawn=True)
         answer = _tool_answer(server, outcome)
         if answer.result is not None:
-            answer = evolve(answer, result=caller.view.result(server, CALL, answer.result))
+            shown = caller.view.result(server, CALL, answer.result)
+            if shown is not answer.result:
+                answer = evolve(answer, result=shown)
         if outcome.reset is None:
             return answer
         undo = partial(self._supervisor.return_reset, who.agent, server, outcome.reset)

@@ -72,8 +72,8 @@ class Ticket(
 class Seal(Generic[T]):
     """Seals and opens values of one kind, for one purpose.
 
-    A seal proves that a value is ours and whole; it hides nothing. What is sealed must be no secret
-    to whoever gets it, and has to hold something random if it is not to be guessed.
+    A seal proves that a value is ours and whole. It hides nothing, so that what is sealed must be
+    no secret to whoever gets it; and the same value always looks the same.
 
     Args:
         key: 32 bytes.

@@ -17,6 +17,7 @@ import trio
 from attrs import define, field
 
 from kars_router.front.agents import AgentSession
+from kars_router.front.attendance import Attendance
 from kars_router.front.exchange import JSON, STREAM_HEADERS, Exchange
 from kars_router.front.replay import EventStream, Reader
 from kars_router.wire import eras, sse
@@ -32,27 +33,29 @@ Undo = Callable[[], None]
 class Outlet:
     """Where something can be said while a POST is being answered.
 
-    The stream is made when there is something to say, for most requests have nothing.
+    The stream is made when there is something to say, or when the answer takes long; most requests
+    have neither. Then there is nobody but the one task that makes the answer, and the peer's
+    leaving goes unnoticed until somebody asks.
 
     Attributes:
         exchange: the POST.
         session: the agent's session.
+        attendance: starts the task that watches the peer, and writes the stream if there is one.
+        since: trio's clock when the request was complete, in seconds.
         undo: what is to be taken back if the answer does not reach the agent.
-        answer: the JSON-RPC response; None if there is none, or not yet.
         over: whether all was said.
         stream: what the answer has become a part of.
     """
 
     exchange: Exchange
     session: AgentSession
+    attendance: Attendance
+    since: float = field(factory=trio.current_time)
     undo: list[Undo] = field(factory=list)
-    answer: bytes | None = None
     over: bool = False
     stream: EventStream | None = None
     _reader: Reader | None = None
-    _writing: trio.CancelScope = field(factory=trio.CancelScope)
-    _turn: trio.Event = field(factory=trio.Event)
-    _end: trio.Event = field(factory=trio.Event)
+    _attending: _Attending | None = None
 
     @property
     def audible(self) -> bool:
@@ -62,59 +65,95 @@ class Outlet:
     def open(self) -> EventStream | None:
         """The stream to say something on; None if nobody ever will be there. Never waits."""
         if self.stream is None and not self.over and not self.exchange.gone:
+            if self._attending is None:
+                if not self.attendance.attend(self):
+                    return None
+                self._attending = _Attending()
             self.stream = self.session.log.open()
             self._reader = self.stream.attach()
-            self._turn.set()
+            self._attending.turn.set()
         return self.stream
 
-    async def run(self, work: Callable[[Outlet], Awaitable[bytes | None]]) -> None:
-        """Does the work and says how it ended."""
-        self.answer = await work(self)
+    async def finish(self, answer: bytes | None) -> None:
+        """Says how the work has ended; returns once that, and all before it, is written.
+
+        Args:
+            answer: the JSON-RPC response; None if there is none.
+        """
         self.over = True
-        if self.stream is not None:
-            if self.answer is not None:
-                self.stream.put(self.answer, on_lost=self.take_back)
-            self.stream.end()
-        self._turn.set()
-        self._end.set()
+        self.attendance.leave(self)
+        if self.stream is None:
+            # Asked before the end is sent: servers also report a finished exchange as a disconnect.
+            if self.undo and self._attending is None:
+                await self.exchange.has_left()
+            there = not self.exchange.gone
+            if answer is None:
+                await self.exchange.start(200, STREAM_HEADERS)
+                await self.exchange.finish()
+            else:
+                await self.exchange.respond(200, answer, (JSON,))
+            if there:
+                self.undo.clear()
+            return
+        if answer is not None:
+            self.stream.put(answer, on_lost=self.take_back)
+        self.stream.end()
+        if self._attending is not None:
+            await self._attending.done.wait()
+            if self._attending.error is not None:
+                raise self._attending.error
 
-    async def watch(self) -> None:
-        """Notes when the agent leaves."""
-        await self.exchange.note_disconnect()
-        self._writing.cancel()
+    async def attend(self) -> None:
+        """See `Attended.attend`: watches the peer, and writes the stream once there is one."""
+        attending = self._attending
+        if attending is None:
+            if self.over:
+                return
+            self._attending = attending = _Attending()
+        try:
+            with attending.scope:
+                await self._attend(attending)
+        except Exception as error:  # noqa: BLE001 - raised again by the task of the request
+            attending.error = error
+        finally:
+            attending.done.set()
 
-    async def respond(self) -> None:
-        """Writes the response, as one message or as a stream; returns once all was said."""
-        with trio.move_on_after(KEEPALIVE_SECONDS):
-            await self._turn.wait()
-        stream = self.open()
-        if stream is not None and self._reader is not None:
-            try:
-                with self._writing:
+    async def _attend(self, attending: _Attending) -> None:
+        if await self.exchange.has_left():
+            self._hang_up()
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch, nursery.cancel_scope)
+            with trio.move_on_at(self.since + KEEPALIVE_SECONDS):
+                await attending.turn.wait()
+            stream = self.open()
+            if stream is not None and self._reader is not None:
+                try:
                     await self.exchange.start(200, STREAM_HEADERS)
                     await self.exchange.write(_opening(self.session, stream))
                     await follow(self.exchange, stream, self._reader)
-            finally:
-                stream.detach(self._reader)
-            await self._end.wait()
-            return
-        await self._end.wait()
-        # Asked before the end is sent: servers also report a finished exchange as a disconnect.
-        there = not self.exchange.gone
-        if self.answer is None:
-            await self.exchange.start(200, STREAM_HEADERS)
-            await self.exchange.finish()
-        else:
-            await self.exchange.respond(200, self.answer, (JSON,))
-        if there:
-            self.undo.clear()
+                finally:
+                    stream.detach(self._reader)
+            nursery.cancel_scope.cancel()
+
+    async def _watch(self, scope: trio.CancelScope) -> None:
+        await self.exchange.note_disconnect()
+        scope.cancel()
+
+    def _hang_up(self) -> None:
+        if self.stream is not None and self._reader is not None:
+            self.stream.detach(self._reader)
 
     def close(self) -> None:
         """Leaves nothing behind that waits for more to be said."""
+        self.attendance.leave(self)
+        if self._attending is not None:
+            self._attending.scope.cancel()
         if self.stream is None:
             self.take_back()
         elif not self.over:
             self.stream.close()
+        self.over = True
 
     def take_back(self) -> None:
         """Undoes what depended on the answer's arrival."""
@@ -122,9 +161,20 @@ class Outlet:
             self.undo.pop(0)()
 
 
+@define(eq=False)
+class _Attending:
+    """The task that attends to an outlet."""
+
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    turn: trio.Event = field(factory=trio.Event)
+    done: trio.Event = field(factory=trio.Event)
+    error: Exception | None = None
+
+
 async def answer(
     exchange: Exchange,
     session: AgentSession,
+    attendance: Attendance,
     work: Callable[[Outlet], Awaitable[bytes | None]],
 ) -> None:
     """Answers a POST with what `work` returns.
@@ -137,16 +187,14 @@ async def answer(
     Args:
         exchange: the request, its body read.
         session: whose request it is.
+        attendance: looks after the agent while the work takes its time.
         work: makes the JSON-RPC response, or None if there is nothing to say; takes the way to
             the request's own stream.
     """
-    outlet = Outlet(exchange, session)
+    outlet = Outlet(exchange, session, attendance)
+    attendance.enter(outlet)
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(outlet.watch)
-            nursery.start_soon(outlet.run, work)
-            await outlet.respond()
-            nursery.cancel_scope.cancel()
+        await outlet.finish(await work(outlet))
     finally:
         outlet.close()
 

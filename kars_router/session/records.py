@@ -2,10 +2,9 @@
 
 A file of JSON lines, appended to, and rewritten at each start and when it has grown fourfold: which
 upstream sessions an agent session has used (so that it can be told that they are gone), and which
-agent sessions have ended (so that their ids stay dead). Of ended ones the last 100,000 are kept,
-lest a flood of short sessions fill memory and disk; the id of an older one could be used again
-until its lifetime is over. Holds no ids of upstream sessions and no secrets. Without a directory
-everything is kept in memory only.
+agent sessions have ended (so that their ids stay dead). A flood of short sessions fills neither
+memory nor disk, since ended ones are kept as ranges (`session/ended.py`). Holds no ids of upstream
+sessions and no secrets. Without a directory everything is kept in memory only.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from typing import Any, Final
 
 import msgspec
 
+from kars_router.session.ended import Ended
 from kars_router.telemetry import log
 
 FILE: Final = "sessions.jsonl"
-_MOST_ENDED: Final = 100_000
 _SMALL: Final = 1 << 20  # bytes; what is smaller is not worth rewriting
 _GROWTH: Final = 4
 
@@ -43,7 +42,7 @@ class Records:
         self._lifetime = lifetime
         self._clock = clock
         self._used: dict[tuple[str, str], tuple[int, float]] = {}
-        self._ended: dict[str, float] = {}
+        self._ended = Ended(lifetime)
         self._file: int | None = None
         self._size = 0
         self._most = 0
@@ -86,46 +85,36 @@ class Records:
     def note_end(self, agent: str) -> None:
         """Records that an agent session has ended."""
         now = self._clock()
-        self._ended[agent] = now
-        for key in [key for key in self._used if key[0] == agent]:
-            del self._used[key]
+        self._ended.add(agent, now)
+        self._forget_uses(agent)
         self._append({"agent": agent, "ended": True, "at": now})
-        self._forget(now)
+        self._ended.forget(now)
 
     def has_ended(self, agent: str) -> bool:
         """Whether an agent session has ended."""
         return agent in self._ended
 
-    def _forget(self, now: float) -> None:
-        # Ended sessions are in the order of their end, so the stale ones come first.
-        horizon = now - self._lifetime
-        while self._ended:
-            agent, at = next(iter(self._ended.items()))
-            if at > horizon and len(self._ended) <= _MOST_ENDED:
-                return
-            del self._ended[agent]
+    def _forget_uses(self, agent: str) -> None:
+        for key in [key for key in self._used if key[0] == agent]:
+            del self._used[key]
 
     def _load(self, path: Path) -> None:
         horizon = self._clock() - self._lifetime
         for row in _rows(path):
             agent, at = row.get("agent"), row.get("at")
-            if not isinstance(agent, str) or not isinstance(at, int | float) or at < horizon:
+            if not isinstance(at, int | float) or at < horizon:
                 continue
             server, generation = row.get("server"), row.get("generation")
-            if row.get("ended") is True:
-                self._ended[agent] = at
-                for key in [key for key in self._used if key[0] == agent]:
-                    del self._used[key]
-            elif isinstance(server, str) and type(generation) is int:
+            if self._ended.take(row):
+                self._forget_uses(str(agent))
+            elif isinstance(agent, str) and isinstance(server, str) and type(generation) is int:
                 self._used[agent, server] = (generation, at)
-        self._forget(self._clock())
+        self._ended.forget(self._clock())
 
     def _rewrite(self, path: Path) -> None:
         fresh = path.with_suffix(f".{os.getpid()}.new")
         handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
-        rows: list[dict[str, Any]] = [
-            {"agent": agent, "ended": True, "at": at} for agent, at in self._ended.items()
-        ]
+        rows = list(self._ended.rows())
         rows += [
             {"agent": agent, "server": server, "generation": generation, "at": at}
             for (agent, server), (generation, at) in self._used.items()

@@ -161,8 +161,7 @@ class Requests:
             caller.pending = pending
             await pending.wait()
             slot.last_used = trio.current_time()
-            failure = pending.failure or _no_failure(request)
-            fate = Fate.EXECUTED if pending.reply is not None else loss.fate_of(failure)
+            fate = Fate.EXECUTED if pending.reply else loss.fate_of(_failure(request, pending))
             if session.stateful:
                 self._note_fate(slot, request, (generation, before), fate)
             if pending.reply is not None:
@@ -191,6 +190,7 @@ class Requests:
                     generation=generation,
                 )
                 continue
+            failure = _failure(request, pending)
             log().warning("call_failed", tool=request.label, failure=_said(request, failure))
             return _failed(request, pending, failure, fate)
 
@@ -322,5 +322,7 @@ def _failed(request: Request, pending: Pending, failure: Failure, fate: Fate) ->
     )
 
 
-def _no_failure(request: Request) -> Failure:
-    return Failure(server=request.server, phase=Phase.AWAIT, sent=Sent.YES, code="internal")
+def _failure(request: Request, pending: Pending) -> Failure:
+    return pending.failure or Failure(
+        server=request.server, phase=Phase.AWAIT, sent=Sent.YES, code="internal"
+    )

@@ -35,7 +35,6 @@ from kars_router.wire.jsonrpc import Kind, Message
 
 _CLOSE_SECONDS: Final = 2.0
 _PROBE_SECONDS: Final = 5.0
-# After its response has come a stream should end by itself; then its connection can be kept.
 _LINGER_SECONDS: Final = 1.0
 # What belongs to a request when it comes on that request's stream.
 _OWN: Final = ("ping", "initialize")
@@ -117,7 +116,7 @@ class UpstreamSession:
     def deliver(self, message: Message, cause: bytes) -> None:
         """Takes one message from the server, and the request that it came with; never waits."""
         if message.kind is Kind.RESPONSE:
-            self._take_reply(message)
+            self._take_reply(message, cause)
         elif message.kind is Kind.NOTIFICATION:
             self._take_notification(message, cause)
         elif message.method == "ping":
@@ -340,13 +339,14 @@ class UpstreamSession:
             params = b'{"requestId":%b%b}' % (pending.ident, because)
             self._answers.send(jsonrpc.notification("notifications/cancelled", params))
 
-    def _take_reply(self, message: Message) -> None:
+    def _take_reply(self, message: Message, cause: bytes) -> None:
         pending = self._pending.get(message.id)
         if pending is None or not pending.resolve(message):
             self._drop("late_reply")
-            return
-        deadline = trio.current_time() + _LINGER_SECONDS
-        pending.scope.deadline = min(pending.scope.deadline, deadline)
+        elif cause != message.id:
+            # Nothing else may end the stream on which it should have come.
+            deadline = trio.current_time() + _LINGER_SECONDS
+            pending.scope.deadline = min(pending.scope.deadline, deadline)
 
     def _take_notification(self, message: Message, cause: bytes) -> None:
         method, params = message.method, message.params

@@ -8,6 +8,7 @@ Source: MCP 2025-11-25 "Transports / Sending Messages to the Server".
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final, Protocol
@@ -20,6 +21,7 @@ from kars_router.errors import CallFailed
 from kars_router.model import Phase, Sent
 from kars_router.telemetry import log
 from kars_router.transports.base import Deliver, Delivery, Position
+from kars_router.transports.client import Reply
 from kars_router.wire import eras, jsonrpc, sse
 from kars_router.wire.jsonrpc import Kind
 
@@ -29,6 +31,8 @@ _MOST_ERROR: Final = 64 * 1024
 _ENVELOPE: Final = 4 * 1024
 _NO_BODY: Final = (202, 204)
 _DRAIN_SECONDS: Final = 1.0
+# After its response has come a stream should end by itself; then its connection can be kept.
+_LINGER_SECONDS: Final = 1.0
 
 
 class Fail(Protocol):
@@ -111,21 +115,21 @@ class Answers:
         self._event_limit = event_limit
         self._body_limit = body_limit
 
-    async def read(self, response: httpx.Response, reading: Reading) -> None:
+    async def read(self, reply: Reply, reading: Reading) -> None:
         """Reads a successful answer to a POST, of whichever type, to its end.
 
         Raises:
             CallFailed: it is of no known type, too large, no JSON-RPC, or it broke off.
         """
-        status = response.status_code
+        status = reply.status
         if status in _NO_BODY:
             return
-        self.check_encoding(response, Phase.STREAM, reading.name)
-        kind = media_type(response)
+        self.check_encoding(reply, Phase.STREAM, reading.name)
+        kind = media_type(reply)
         if kind == eras.STREAM_TYPE:
-            await self.read_events(response, reading)
+            await self.read_events(reply, reading)
             return
-        body = await self._read_body(response, reading)
+        body = await self._read_body(reply, reading)
         if not body.strip():
             return
         if kind != eras.JSON_TYPE:
@@ -151,12 +155,14 @@ class Answers:
             ) from error
 
     async def read_events(
-        self, response: httpx.Response, reading: Reading, *, until_answered: bool = False
+        self, reply: Reply, reading: Reading, *, until_answered: bool = False
     ) -> None:
         """Reads an event stream to its end, on from where `reading` stands.
 
+        What has not ended a second after its response is left.
+
         Args:
-            response: has the stream.
+            reply: has the stream; whoever got it closes it.
             reading: is kept up to date.
             until_answered: whether the response is the end of it, too; the connection is lost then.
 
@@ -168,23 +174,22 @@ class Answers:
         decoder.last_event_id, decoder.retry = position.last_event_id, position.retry
         malformed = 0
         try:
-            async with open_chunks(response) as chunks:
-                try:
-                    async for chunk in chunks:
-                        position.heard = delivery.heard = trio.current_time()
-                        events = decoder.feed(chunk)
-                        position.retry = decoder.retry
-                        for event in events:
-                            # Not the decoder's: that may be of an event which never gets whole.
-                            position.last_event_id = event.id
-                            reading.events += 1
-                            if event.event == "message" and event.data:
-                                quiet = malformed > 0
-                                malformed += not self._take_event(event.data, reading, quiet=quiet)
-                        if until_answered and reading.answered:
-                            break
-                finally:
-                    reading.ended = trio.current_time()
+            with trio.CancelScope() as patience:
+                async for chunk in reply:
+                    position.heard = delivery.heard = trio.current_time()
+                    events = decoder.feed(chunk)
+                    position.retry = decoder.retry
+                    for event in events:
+                        # Not the decoder's: that may be of an event which never gets whole.
+                        position.last_event_id = event.id
+                        reading.events += 1
+                        if event.event == "message" and event.data:
+                            quiet = malformed > 0
+                            malformed += not self._take_event(event.data, reading, quiet=quiet)
+                    if reading.answered and until_answered:
+                        break
+                    if reading.answered and reading.ident and patience.deadline == math.inf:
+                        patience.deadline = trio.current_time() + _LINGER_SECONDS
         except (httpx.TransportError, sse.EventTooLargeError) as error:
             reading.unreadable = isinstance(error, sse.EventTooLargeError)
             raise self._fail(
@@ -192,14 +197,15 @@ class Answers:
                 reading.name,
                 describe(error),
                 code="broken_stream",
-                status=response.status_code,
+                status=reply.status,
                 sent=Sent.YES,
             ) from error
         finally:
+            reading.ended = trio.current_time()
             if malformed > 1:
                 log().warning("malformed_messages", server=self._server, count=malformed)
 
-    def check_encoding(self, response: httpx.Response, phase: Phase, name: str) -> None:
+    def check_encoding(self, reply: Reply, phase: Phase, name: str) -> None:
         """Refuses a compressed answer.
 
         We ask for identity. What is compressed all the same is not unpacked: a few kilobytes can
@@ -208,41 +214,40 @@ class Answers:
         Raises:
             CallFailed: it is compressed.
         """
-        if encoding := _encoding(response):
+        if encoding := _encoding(reply):
             raise self._fail(
                 phase,
                 name,
                 f"an answer in the content encoding {encoding[:40]}",
                 code="protocol",
-                status=response.status_code,
+                status=reply.status,
                 sent=Sent.YES,
             )
 
-    async def _read_body(self, response: httpx.Response, reading: Reading) -> bytes:
+    async def _read_body(self, reply: Reply, reading: Reading) -> bytes:
         parts: list[bytes] = []
         size = 0
         try:
-            async with open_chunks(response) as chunks:
-                async for chunk in chunks:
-                    reading.delivery.heard = trio.current_time()
-                    size += len(chunk)
-                    if size > self._body_limit:
-                        raise self._fail(
-                            Phase.STREAM,
-                            reading.name,
-                            f"an answer exceeds {self._body_limit} bytes",
-                            code="too_large",
-                            status=response.status_code,
-                            sent=Sent.YES,
-                        )
-                    parts.append(chunk)
+            async for chunk in reply:
+                reading.delivery.heard = trio.current_time()
+                size += len(chunk)
+                if size > self._body_limit:
+                    raise self._fail(
+                        Phase.STREAM,
+                        reading.name,
+                        f"an answer exceeds {self._body_limit} bytes",
+                        code="too_large",
+                        status=reply.status,
+                        sent=Sent.YES,
+                    )
+                parts.append(chunk)
         except httpx.TransportError as error:
             raise self._fail(
                 Phase.STREAM,
                 reading.name,
                 describe(error),
                 code="broken_stream",
-                status=response.status_code,
+                status=reply.status,
                 sent=Sent.YES,
             ) from error
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -270,24 +275,23 @@ class Answers:
             self._deliver(message, reading.ident)
 
 
-async def read_refusal(response: httpx.Response) -> Refusal:
+async def read_refusal(reply: Reply) -> Refusal:
     """Reads as much of a refusal as says why, for at most a second, and closes it."""
     wanted = _EXCERPT
-    if media_type(response) == eras.JSON_TYPE:
+    if media_type(reply) == eras.JSON_TYPE:
         wanted = _MOST_ERROR + _ENVELOPE
     body = bytearray()
     try:
         with trio.move_on_after(_DRAIN_SECONDS):
-            async with open_chunks(response) as chunks:
-                async for chunk in chunks:
-                    body += chunk
-                    if len(body) >= wanted:
-                        break
+            async for chunk in reply:
+                body += chunk
+                if len(body) >= wanted:
+                    break
     except httpx.TransportError:
         pass  # the status alone is enough to judge by
     finally:
-        await release(response)  # noqa: ASYNC102 - shielded and bounded there
-    if _encoding(response):
+        await release(reply)  # noqa: ASYNC102 - shielded and bounded there
+    if _encoding(reply):
         return Refusal()  # nothing that a person or a rule could read
     error = _error_in(bytes(body))
     code = jsonrpc.error_code(error)[0] if error else None
@@ -308,15 +312,16 @@ def _excerpt(body: bytes | bytearray) -> str:
     return body[:_EXCERPT].decode("utf-8", "replace")
 
 
-def media_type(response: httpx.Response) -> str:
+def media_type(reply: Reply) -> str:
     """The media type without its parameters, or ""."""
-    value: str = response.headers.get("content-type", "")
-    return value.partition(";")[0].strip().lower()
+    return reply.header("content-type").partition(";")[0].strip().lower()
 
 
-def _encoding(response: httpx.Response) -> str:
+def _encoding(reply: Reply) -> str:
     """The content encoding, or "" if there is none (RFC 9110, section 8.4)."""
-    value: str = response.headers.get("content-encoding", "")
+    value = reply.header("content-encoding")
+    if not value:
+        return ""
     plain = all(part.strip().lower() in ("", "identity") for part in value.split(","))
     return "" if plain else value
 
@@ -344,7 +349,7 @@ async def open_chunks(response: httpx.Response) -> AsyncIterator[AsyncIterator[b
                     pass
 
 
-async def release(response: httpx.Response) -> None:
+async def release(response: httpx.Response | Reply) -> None:
     """Closes a response, for at most a second. Shielded from cancellation.
 
     Closing one whose body was not read to its end drops the connection, which may say goodbye to

@@ -18,9 +18,14 @@ import httpx
 import trio
 from attrs import define, frozen
 
-from kars_router.transports.http_parser import ResponseParser, serialise
+from kars_router.transports.http_parser import ResponseParser, serialise, with_body, write_head
 from kars_router.transports.http_pool import Lease, Pool, PoolStats
-from kars_router.transports.http_streams import Opener, bytes_sent, guarded_opener
+from kars_router.transports.http_streams import (
+    CountedStream,
+    Opener,
+    bytes_sent,
+    guarded_opener,
+)
 
 EXTENSION: Final = "kars_exchange"
 _PORTS: Final = {"http": 80, "https": 443}
@@ -66,6 +71,10 @@ class _Step:
     error: type[httpx.TransportError]
     timeout: type[httpx.TimeoutException]
     causes: tuple[type[Exception], ...]
+
+    def failed(self, exc: Exception, request: httpx.Request | None) -> httpx.TransportError:
+        """What a failure becomes."""
+        return self.error(f"{self.name}: {_reason(exc)}", request=request)
 
 
 _BROKEN: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
@@ -171,24 +180,70 @@ class TrioTransport(httpx.AsyncBaseTransport):
         if not isinstance(exchange, Exchange):
             exchange = Exchange()
         exchange.begin()
-        if request.url.scheme != self._scheme or request.url.netloc != self._netloc:
+        self._check_origin(request.url, request)
+        message = serialise(request)
+        limits = request.extensions.get("timeout") or {}
+        lease = Lease(control=exchange.control)
+        reply = TrioReply(self._pool, lease, limits, url=request.url, request=request)
+        await self._converse(reply, message, exchange)
+        return reply.response()
+
+    def prepare(
+        self, method: str, url: httpx.URL, headers: Iterable[tuple[bytes, bytes]]
+    ) -> Prepared:
+        """Write the head that the requests to one place have in common.
+
+        Raises:
+            httpx.LocalProtocolError: there is a forbidden character in it, or it is for another
+                origin.
+        """
+        self._check_origin(url)
+        return Prepared(method, url, write_head(method, url, headers))
+
+    async def exchange(
+        self,
+        prepared: Prepared,
+        content: bytes,
+        exchange: Exchange,
+        limits: Mapping[str, float | None],
+    ) -> TrioReply:
+        """Send a request whose head was made by `prepare`; what follows is as for any other.
+
+        This is the short way for what is sent with every call: no object of httpx is made.
+
+        Args:
+            prepared: the head.
+            content: the body.
+            exchange: says how far it got.
+            limits: as in `request.extensions["timeout"]`.
+
+        Raises:
+            httpx.TransportError: as `handle_async_request` does.
+        """
+        exchange.begin()
+        reply = TrioReply(self._pool, Lease(control=exchange.control), limits, url=prepared.url)
+        message = with_body(prepared.head, prepared.method, content)
+        await self._converse(reply, message, exchange)
+        return reply
+
+    def _check_origin(self, url: httpx.URL, request: httpx.Request | None = None) -> None:
+        if url.scheme != self._scheme or url.netloc != self._netloc:
             raise httpx.LocalProtocolError(
                 f"this connection is for {self._scheme}://{self._netloc.decode('ascii')} only",
                 request=request,
             )
-        message = serialise(request)
-        limits = request.extensions.get("timeout") or {}
-        lease = Lease(control=exchange.control)
-        await _bounded(_PLACE, limits, request, self._pool.lease, lease)
-        reply = _Reply(self._pool, lease, request, limits)
+
+    async def _converse(self, reply: TrioReply, message: bytes, exchange: Exchange) -> None:
+        lease = reply.lease
+        if not self._pool.lease_now(lease):
+            await _bounded(_PLACE, reply.limits, reply.request, self._pool.lease)
         try:
-            await self._converse(reply, message, exchange)
+            await self._talk(reply, message, exchange)
         except BaseException:
             await reply.aclose()
             raise
-        return reply.response()
 
-    async def _converse(self, reply: _Reply, message: bytes, exchange: Exchange) -> None:
+    async def _talk(self, reply: TrioReply, message: bytes, exchange: Exchange) -> None:
         exchange.reused = await self._pool.take_idle(reply.lease)
         if exchange.reused:
             try:
@@ -201,7 +256,7 @@ class TrioTransport(httpx.AsyncBaseTransport):
             await reply.send(message, exchange)
         await reply.read_head()
 
-    async def _connect(self, reply: _Reply) -> None:
+    async def _connect(self, reply: TrioReply) -> None:
         if not self._pool.closed:
             stream = await _bounded(_CONNECT, reply.limits, reply.request, self._open)
             self._pool.adopt(reply.lease, stream)
@@ -215,6 +270,21 @@ class TrioTransport(httpx.AsyncBaseTransport):
             # Once, and late: it reads every certificate of the system, which takes a while.
             self._context = trusting(self._ca_file)
         return await self._opener(self._host, self._port, self._context)
+
+
+@frozen
+class Prepared:
+    """What the requests to one place have in common.
+
+    Attributes:
+        method: the HTTP method.
+        url: the place.
+        head: all but what depends on the body.
+    """
+
+    method: str
+    url: httpx.URL
+    head: bytes
 
 
 class View(httpx.AsyncBaseTransport):
@@ -232,22 +302,50 @@ class View(httpx.AsyncBaseTransport):
         return await self._owner.handle_async_request(request)
 
 
-class _Reply(httpx.AsyncByteStream):
-    """One exchange from its place in the pool on; afterwards the body of its response.
+class TrioReply(httpx.AsyncByteStream):
+    """One exchange from its place in the pool on; afterwards a `Reply`, and the body of one.
 
     An iterator rather than a generator, so that nothing is left to be finalised when a reader
     walks away in the middle.
     """
 
     def __init__(
-        self, pool: Pool, lease: Lease, request: httpx.Request, limits: Mapping[str, float | None]
+        self,
+        pool: Pool,
+        lease: Lease,
+        limits: Mapping[str, float | None],
+        *,
+        url: httpx.URL,
+        request: httpx.Request | None = None,
     ) -> None:
         self.lease = lease
-        self.request = request
         self.limits = limits
+        self.url = url
+        self.request = request
         self._pool = pool
-        self._parser = ResponseParser(bodiless=request.method == "HEAD")
+        self._parser = ResponseParser(bodiless=request is not None and request.method == "HEAD")
         self._send_error: httpx.WriteError | None = None
+
+    @property
+    def status(self) -> int:
+        """See `Reply.status`."""
+        return self._parser.status
+
+    @property
+    def is_closed(self) -> bool:
+        """See `Reply.is_closed`."""
+        return self.lease.released
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """All headers, names in lower case, in the order of arrival."""
+        return self._parser.headers
+
+    def header(self, name: str) -> str:
+        """See `Reply.header`."""
+        sought = name.encode("ascii")
+        values = [value for known, value in self._parser.headers if known == sought]
+        return b", ".join(values).decode("utf-8", "replace") if values else ""
 
     async def send(self, message: bytes, exchange: Exchange) -> None:
         """Send all of the request and note how much of it was accepted.
@@ -255,11 +353,17 @@ class _Reply(httpx.AsyncByteStream):
         A server may refuse a large request before it has read all of it, and close. What it said
         is worth more than the fact that it hung up, so such an error waits for `read_head`.
         """
-        assert self.lease.connection is not None
-        stream = self.lease.connection.stream
-        before = bytes_sent(stream)
+        connection = self.lease.connection
+        assert connection is not None
+        stream = connection.stream
+        before = bytes_sent(stream) if connection.plain is None else connection.plain.sent
         try:
-            await _bounded(_WRITE, self.limits, self.request, stream.send_all, message)
+            rest: bytes | memoryview = message
+            if connection.plain is not None:
+                await trio.lowlevel.checkpoint_if_cancelled()
+                rest = _rest_of(message, connection.plain, self.request)
+            if rest:
+                await _bounded(_WRITE, self.limits, self.request, stream.send_all, rest)
             exchange.complete = True
             exchange.accepted = len(message)
         except httpx.WriteError as exc:
@@ -322,7 +426,10 @@ class _Reply(httpx.AsyncByteStream):
         connection, parser = self.lease.connection, self._parser
         if connection is None:
             raise httpx.ReadError("the response was closed before its end", request=self.request)
-        receive = connection.stream.receive_some
+        receive: Callable[[int], Awaitable[bytes | bytearray]] = connection.stream.receive_some
+        plain = connection.plain
+        if plain is not None:
+            receive = plain.receive_more if parser.head_complete else plain.receive_next
         data = await _bounded(_READ, self.limits, self.request, receive, parser.room)
         try:
             if data:
@@ -330,7 +437,8 @@ class _Reply(httpx.AsyncByteStream):
             else:
                 parser.eof()
         except httpx.RemoteProtocolError as exc:
-            exc.request = self.request
+            if self.request is not None:
+                exc.request = self.request
             raise
         if parser.complete:
             # At once, not when the caller asks for the end: a pong can have the connection.
@@ -339,10 +447,21 @@ class _Reply(httpx.AsyncByteStream):
             await self._pool.bury()
 
 
+def _rest_of(
+    message: bytes, stream: CountedStream, request: httpx.Request | None
+) -> bytes | memoryview:
+    """Send what can be sent without waiting, as almost all can; the rest."""
+    try:
+        taken = stream.send_now(message)
+    except _WRITE.causes as exc:
+        raise _WRITE.failed(exc, request) from exc
+    return memoryview(message)[taken:] if taken < len(message) else b""
+
+
 async def _bounded(
     step: _Step,
     limits: Mapping[str, float | None],
-    request: httpx.Request,
+    request: httpx.Request | None,
     operation: Callable[[*_Ts], Awaitable[_T]],
     *args: *_Ts,
 ) -> _T:
@@ -354,7 +473,7 @@ async def _bounded(
         with trio.move_on_after(seconds):
             return await operation(*args)
     except step.causes as exc:
-        raise step.error(f"{step.name}: {_reason(exc)}", request=request) from exc
+        raise step.failed(exc, request) from exc
     raise step.timeout(f"{step.name} took more than {seconds} s", request=request)
 
 

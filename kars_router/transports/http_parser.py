@@ -11,25 +11,64 @@ figures.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
 import httptools
 import httpx
 
 READ_SIZE: Final = 64 * 1024
+LARGE_READ_SIZE: Final = 256 * 1024  # for bodies that have filled a smaller one
 HEAD_LIMIT: Final = 64 * 1024
 DEFAULT_KEEP_SECONDS: Final = 4.0  # uvicorn, node and hypercorn close after 5 s unless told
 _KEEP_MARGIN: Final = 1.0  # for the way there: the server counts from when it had answered
 
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_HEAD: Final = re.compile(
-    _TOKEN + rb" [!-~]+ HTTP/1\.1\r\n(?:" + _TOKEN + rb": [^\0\r\n]*\r\n)+\r\n"
+    _TOKEN + rb" [!-~]+ HTTP/1\.1\r\n(?:" + _TOKEN + rb": [^\0\r\n]*\r\n)+"
 )
 _KEEP_TIMEOUT: Final = re.compile(rb"(?i)\btimeout\s*=\s*\"?(\d{1,9})")
 # What this module writes itself, because a wrong one would send a request to the wrong virtual
 # host or make the server find its end in the wrong place.
 _OWN_FIELDS: Final = frozenset({b"host", b"content-length", b"transfer-encoding"})
 _LENGTH_ALWAYS: Final = frozenset({"POST", "PUT", "PATCH"})
+
+
+def write_head(method: str, url: httpx.URL, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Write a request line and the headers, for requests that have these in common.
+
+    Host comes from the URL, whatever the headers say.
+
+    Returns:
+        The head without what depends on the body; `with_body` makes a message of it.
+
+    Raises:
+        httpx.LocalProtocolError: a method, target or header holds characters that would end it
+            early (RFC 9112 section 11.1, "Response Splitting").
+    """
+    line = (method.encode(), url.raw_path, url.netloc)
+    parts = [b"%b %b HTTP/1.1\r\nhost: %b\r\n" % line]
+    for name, value in headers:
+        if name.lower() not in _OWN_FIELDS:
+            parts.append(b"%b: %b\r\n" % (name, value))
+    head = b"".join(parts)
+    # Well-formed as a whole is not enough: a value that smuggles in a whole line would pass.
+    if head.count(b"\r\n") != len(parts) + 1 or not _REQUEST_HEAD.fullmatch(head):
+        raise httpx.LocalProtocolError(
+            "the request line or a header holds a character that is not allowed there"
+        )
+    return head
+
+
+def with_body(head: bytes, method: str, content: bytes) -> bytes:
+    """Write a message from what `write_head` has made for a method, and a body.
+
+    Returns:
+        Head and body, ready for one send. Content-Length comes from the body.
+    """
+    if content or method in _LENGTH_ALWAYS:
+        return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(content), content)
+    return head + b"\r\n"
 
 
 def serialise(request: httpx.Request) -> bytes:
@@ -54,23 +93,12 @@ def serialise(request: httpx.Request) -> bytes:
             "the request body must be bytes: this transport does not stream requests",
             request=request,
         ) from None
-    url = request.url
-    line = (request.method.encode(), url.raw_path, url.netloc)
-    parts = [b"%b %b HTTP/1.1\r\nhost: %b\r\n" % line]
-    for name, value in request.headers.raw:
-        if name.lower() not in _OWN_FIELDS:
-            parts.append(b"%b: %b\r\n" % (name, value))
-    if content or request.method in _LENGTH_ALWAYS:
-        parts.append(b"content-length: %d\r\n" % len(content))
-    parts.append(b"\r\n")
-    head = b"".join(parts)
-    # Well-formed as a whole is not enough: a value that smuggles in a whole line would pass.
-    if head.count(b"\r\n") != len(parts) + 1 or not _REQUEST_HEAD.fullmatch(head):
-        raise httpx.LocalProtocolError(
-            "the request line or a header holds a character that is not allowed there",
-            request=request,
-        )
-    return head + content
+    try:
+        head = write_head(request.method, request.url, request.headers.raw)
+    except httpx.LocalProtocolError as exc:
+        exc.request = request
+        raise
+    return with_body(head, request.method, content)
 
 
 class ResponseParser:
@@ -103,6 +131,7 @@ class ResponseParser:
         "_llhttp",
         "_overhead",
         "_pieces",
+        "_read_size",
         "_sized",
         "complete",
         "head_complete",
@@ -124,6 +153,7 @@ class ResponseParser:
         self._fault = ""
         self._pieces: list[bytes] = []
         self._overhead = 0
+        self._read_size = READ_SIZE
         self._llhttp: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
 
     @property
@@ -132,7 +162,7 @@ class ResponseParser:
 
         Cut so that a head, its interim responses included, never takes more than `HEAD_LIMIT`.
         """
-        return READ_SIZE if self.head_complete else HEAD_LIMIT - self._overhead
+        return self._read_size if self.head_complete else HEAD_LIMIT - self._overhead
 
     @property
     def keep_seconds(self) -> float:
@@ -163,6 +193,8 @@ class ResponseParser:
             self._llhttp = None  # it refers back to this object; spare the garbage collector
         elif self._pieces:
             self._overhead = 0
+            if len(data) >= READ_SIZE:
+                self._read_size = LARGE_READ_SIZE
         else:
             self._overhead += len(data)
             if self._overhead >= HEAD_LIMIT:

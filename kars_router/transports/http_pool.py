@@ -10,12 +10,13 @@ aside; `bury` closes it. So an error or a cancellation at any checkpoint finds t
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Final
 
 import trio
 from attrs import define, frozen
 
-from kars_router.transports.http_streams import is_stale
+from kars_router.transports.http_streams import CountedStream, is_stale
 
 _CLOSE_SECONDS: Final = 1.0
 
@@ -45,11 +46,20 @@ class PoolStats:
 
 @define(eq=False)
 class Connection:
-    """An open stream, how often the pool was renewed before, and until when it may idle."""
+    """An open stream, how often the pool was renewed before, and until when it may idle.
+
+    Attributes:
+        plain: the stream, if there is no TLS, so that much can be done without waiting.
+    """
 
     stream: trio.abc.Stream
     age: int = 0
     expires: float = 0.0
+    plain: CountedStream | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if isinstance(self.stream, CountedStream):
+            self.plain = self.stream
 
 
 @define(eq=False, kw_only=True)
@@ -102,18 +112,24 @@ class Pool:
         self._stale = 0
         self._expired = 0
         self._age = 0
+        self._soonest = math.inf  # no idle connection's time is over before
 
-    async def lease(self, lease: Lease) -> None:
-        """Wait for a place; there is no waiting, and no checkpoint, if the lease is for control.
+    def lease_now(self, lease: Lease) -> bool:
+        """Take a place if there is one, as there always is for control; never waits.
 
-        Cancelled, the place is not taken. Otherwise it must be given back by `release`.
+        It must be given back by `release`.
         """
         if lease.control:
-            return
+            return True
         try:
             self._places.acquire_nowait()  # succeeds only when nobody waits
         except trio.WouldBlock:
-            await self._places.acquire()
+            return False
+        return True
+
+    async def lease(self) -> None:
+        """Wait for a place. Cancelled, it is not taken; else it must be given back by `release`."""
+        await self._places.acquire()
 
     async def take_idle(self, lease: Lease) -> bool:
         """Take the idle connection that was used last and is alive; False if there is none.
@@ -124,9 +140,11 @@ class Pool:
         while self._idle and lease.connection is None:
             connection = lease.connection = self._idle.pop()
             self._in_use.add(connection)
-            if await is_stale(connection.stream):
+            plain = connection.plain
+            if plain.is_readable() if plain else await is_stale(connection.stream):
                 self.drop_stale(lease)
-        await self.bury()
+        if self._doomed:
+            await self.bury()
         return lease.connection is not None
 
     def adopt(self, lease: Lease, stream: trio.abc.Stream) -> None:
@@ -199,17 +217,19 @@ class Pool:
         self._in_use.remove(connection)
         if keep_seconds > 0.0 and connection.age == self._age:
             connection.expires = trio.current_time() + keep_seconds
+            self._soonest = min(self._soonest, connection.expires)
             self._idle.append(connection)
         else:
             self._doomed.append(connection.stream)
 
     def _sweep(self) -> None:
-        if not self._idle:
-            return
         now = trio.current_time()
+        if now < self._soonest and len(self._idle) <= self._limit:
+            return
         kept = [connection for connection in self._idle if connection.expires > now]
         gone = [connection for connection in self._idle if connection.expires <= now]
         self._expired += len(gone)
         surplus = max(0, len(kept) - self._limit)
         self._doomed.extend(connection.stream for connection in (*gone, *kept[:surplus]))
         self._idle = kept[surplus:]
+        self._soonest = min((connection.expires for connection in self._idle), default=math.inf)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import select
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Final
@@ -46,6 +48,7 @@ class CountedStream(trio.abc.Stream):
         self.socket: trio.socket.SocketType = stream.socket
         self.sent = 0
         self._patient = True
+        self._poll: select.poll | None = None
 
     @contextlib.contextmanager
     def impatient(self) -> Iterator[None]:
@@ -69,11 +72,58 @@ class CountedStream(trio.abc.Stream):
             try:
                 taken = await self.socket.send(rest)
             except OSError as exc:
-                if self.socket.fileno() < 0:
-                    raise trio.ClosedResourceError("this connection was closed here") from exc
-                raise trio.BrokenResourceError(str(exc)) from exc
+                raise self._broken(exc) from exc
             self.sent += taken
             rest = rest[taken:]
+
+    def send_now(self, data: bytes) -> int:
+        """Send what the kernel takes at once, counting; 0 if it takes nothing. Never waits."""
+        try:
+            taken = os.write(self.socket.fileno(), data)
+        except BlockingIOError:
+            return 0
+        except OSError as exc:
+            raise self._broken(exc) from exc
+        self.sent += taken
+        return taken
+
+    async def receive_next(self, max_bytes: int) -> bytes:
+        """As `receive_some`, for a peer that is not expected to have written yet."""
+        while True:
+            handle = self.socket.fileno()
+            if handle < 0:
+                raise trio.ClosedResourceError("this connection was closed here")
+            await trio.lowlevel.wait_readable(handle)
+            try:
+                return os.read(handle, max_bytes)
+            except BlockingIOError:
+                continue
+            except OSError as exc:
+                raise self._broken(exc) from exc
+
+    async def receive_more(self, max_bytes: int) -> bytes:
+        """As `receive_some`, in fewer steps."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            data = os.read(self.socket.fileno(), max_bytes)
+        except BlockingIOError:
+            return await self.receive_next(max_bytes)
+        except OSError as exc:
+            raise self._broken(exc) from exc
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return data
+
+    def is_readable(self) -> bool:
+        """Whether the peer has written something, or has closed."""
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self.socket.fileno(), select.POLLIN)
+        return bool(self._poll.poll(0))
+
+    def _broken(self, exc: OSError) -> Exception:
+        if self.socket.fileno() < 0:
+            return trio.ClosedResourceError("this connection was closed here")
+        return trio.BrokenResourceError(str(exc))
 
     async def wait_send_all_might_not_block(self) -> None:
         """As for `trio.abc.SendStream`."""
@@ -167,7 +217,7 @@ async def is_stale(stream: trio.abc.Stream) -> bool:
                 return True
             return False
         if wire is stream:
-            return wire.socket.is_readable()
+            return wire.is_readable()
         # The socket alone does not tell: a record may wait above it, or hold but a session ticket.
         with wire.impatient():
             await stream.receive_some(1)

@@ -18,9 +18,10 @@ from attrs import evolve
 from kars_router.errors import CallFailed
 from kars_router.hookspecs import Credentials
 from kars_router.model import Phase
-from kars_router.transports.answers import describe, media_type, open_chunks, release
+from kars_router.transports.answers import describe, media_type, release
 from kars_router.transports.base import Deliver, Delivery
 from kars_router.transports.channel import Channel, Waiter
+from kars_router.transports.client import Client, Reply
 from kars_router.transports.streamable_http import StreamableHttp, origin_of
 from kars_router.wire import eras, sse
 from kars_router.wire.jsonrpc import Message
@@ -46,7 +47,7 @@ class LegacySse(Channel):
 
     def __init__(
         self,
-        client: httpx.AsyncClient,
+        client: Client,
         url: str,
         *,
         server: str,
@@ -72,28 +73,27 @@ class LegacySse(Channel):
         )
 
     async def _run(self, opened: Callable[[], None]) -> str:
-        response = await self._requests.get()
+        reply = await self._requests.get()
         decoder = sse.Decoder(self._limit)
         aimed = False
         try:
-            async with open_chunks(response) as chunks:
-                async for chunk in chunks:
-                    self.hear()
-                    for event in decoder.feed(chunk):
-                        if event.event == "message" and event.data:
-                            self.take(event.data)
-                        elif event.event == "endpoint" and not aimed:
-                            aimed = True
-                            self._requests.aim(response, event.data)
-                            opened()
+            async for chunk in reply:
+                self.hear()
+                for event in decoder.feed(chunk):
+                    if event.event == "message" and event.data:
+                        self.take(event.data)
+                    elif event.event == "endpoint" and not aimed:
+                        aimed = True
+                        self._requests.aim(reply, event.data)
+                        opened()
             why = "its event stream came to an end"
         except (httpx.TransportError, sse.EventTooLargeError) as error:
             why = describe(error)
         finally:
-            await release(response)  # noqa: ASYNC102 - shielded and bounded there
+            await release(reply)  # noqa: ASYNC102 - shielded and bounded there
         if not aimed:
             text = f"no event has said where messages go: {why}"
-            raise self.failed(Phase.CONNECT, text, code="protocol", status=response.status_code)
+            raise self.failed(Phase.CONNECT, text, code="protocol", status=reply.status)
         return why
 
     async def _transmit(self, payload: bytes, waiter: Waiter, *, control: bool) -> None:
@@ -123,13 +123,13 @@ class LegacySse(Channel):
 class _Requests(StreamableHttp):
     """The requests of one session: the GET at the address that is configured, POSTs elsewhere."""
 
-    async def get(self) -> httpx.Response:
+    async def get(self) -> Reply:
         """Opens the stream.
 
         Raises:
             CallFailed: it is refused, or no event stream.
         """
-        response = await self._open(
+        reply = await self._open(
             "GET",
             None,
             name="GET",
@@ -138,29 +138,29 @@ class _Requests(StreamableHttp):
             extra={"accept": eras.STREAM_TYPE},
         )
         try:
-            kind = media_type(response)
+            kind = media_type(reply)
             if kind != eras.STREAM_TYPE:
                 raise self._failure(
                     Phase.CONNECT,
                     "GET",
                     f"a GET was answered with {kind or 'no content type'}",
                     code="protocol",
-                    status=response.status_code,
+                    status=reply.status,
                 )
-            self._answers.check_encoding(response, Phase.CONNECT, "GET")
+            self._answers.check_encoding(reply, Phase.CONNECT, "GET")
         except CallFailed:
-            await release(response)  # noqa: ASYNC120 - shielded and bounded there
+            await release(reply)  # noqa: ASYNC120 - shielded and bounded there
             raise
-        return response
+        return reply
 
-    def aim(self, response: httpx.Response, endpoint: bytes) -> None:
+    def aim(self, reply: Reply, endpoint: bytes) -> None:
         """Has messages sent to an endpoint of the same origin.
 
         Raises:
             CallFailed: it is of another one, or no URL.
         """
         try:
-            target = response.url.join(endpoint.decode())
+            target = reply.url.join(endpoint.decode())
             same = origin_of(target) == origin_of(self._url) and not target.userinfo
         except (httpx.InvalidURL, ValueError):
             same, target = False, self._url
@@ -170,7 +170,7 @@ class _Requests(StreamableHttp):
                 "GET",
                 "the event `endpoint` names no address of the same origin",
                 code="protocol",
-                status=response.status_code,
+                status=reply.status,
             )
         self._url = target
 

@@ -30,6 +30,7 @@ from kars_router.transports.answers import (
 )
 from kars_router.transports.authorization import Authorization
 from kars_router.transports.base import Deliver, Delivery, Position
+from kars_router.transports.client import Client, Outline, Reply
 from kars_router.transports.guard import AddressRefusedError
 from kars_router.transports.http import Exchange
 from kars_router.transports.redaction import SHORTEST, redact
@@ -66,7 +67,7 @@ class StreamableHttp:
 
     def __init__(
         self,
-        client: httpx.AsyncClient,
+        client: Client,
         url: str,
         *,
         server: str,
@@ -84,7 +85,13 @@ class StreamableHttp:
         self._server = server
         self._authorization = Authorization(credentials)
         self._extra = dict(headers or {})
-        self._timeout = httpx.Timeout(None, connect=connect_timeout, write=connect_timeout)
+        self._limits: Mapping[str, float | None] = {
+            "connect": connect_timeout,
+            "write": connect_timeout,
+            "read": None,
+            "pool": None,
+        }
+        self._outline: tuple[object, Outline] | None = None
         self._answers = Answers(
             server, deliver, self._failure, event_limit=event_limit, body_limit=body_limit
         )
@@ -109,7 +116,7 @@ class StreamableHttp:
         given up, the outcome is that of the first stream.
         """
         extra = {name.lower(): value for name, value in headers.items()} if headers else None
-        response = await self._open(
+        reply = await self._open(
             "POST", payload, name=method, delivery=delivery, control=control, extra=extra
         )
         reading = Reading(method, ident, delivery)
@@ -119,14 +126,14 @@ class StreamableHttp:
             if delivery.on_open is not None:
                 delivery.on_open()
             if method == "initialize":
-                self._take_session_id(response)
-            await self._answers.read(response, reading)
+                self._take_session_id(reply)
+            await self._answers.read(reply, reading)
         except CallFailed as error:
             if not self._resumable(reading):
                 raise
             failure = error.failure
         finally:
-            await release(response)  # noqa: ASYNC102 - shielded and bounded there
+            await release(reply)  # noqa: ASYNC102 - shielded and bounded there
         if self._resumable(reading):
             await resume(reading, self._stream, server=self._server)
             if failure is not None and not reading.answered:
@@ -140,18 +147,18 @@ class StreamableHttp:
         """See `Connection.close`."""
         if self._session is None:
             return
-        response = await self._open(
+        reply = await self._open(
             "DELETE", None, name="DELETE", delivery=Delivery(), control=True, tolerated=(404, 405)
         )
-        await release(response)
+        await release(reply)
 
     @property
     def _session(self) -> str | None:
         """The session id to be sent; None where the revision knows none."""
         return self.session_id if self.revision in _HANDSHAKE_ERA else None
 
-    def _take_session_id(self, response: httpx.Response) -> None:
-        session_id = response.headers.get(eras.SESSION_HEADER)
+    def _take_session_id(self, reply: Reply) -> None:
+        session_id = reply.header(eras.SESSION_HEADER)
         if not session_id or self.session_id is not None or self.revision not in _HANDSHAKE_ERA:
             return
         if not _SESSION_ID.fullmatch(session_id):
@@ -160,7 +167,7 @@ class StreamableHttp:
                 "initialize",
                 "a session id with other characters than visible ASCII",
                 code="protocol",
-                status=response.status_code,
+                status=reply.status,
                 sent=Sent.YES,
             )
         self.session_id = session_id
@@ -181,28 +188,28 @@ class StreamableHttp:
             extra[eras.LAST_EVENT_ID_HEADER] = ident
         # Also for a call's stream: what has been executed does not wait behind what has not. The
         # calls on their way bound the number of those.
-        response = await self._open(
+        reply = await self._open(
             "GET", None, name=name, delivery=Delivery(), control=True, extra=extra
         )
         try:
-            kind = media_type(response)
+            kind = media_type(reply)
             if kind != eras.STREAM_TYPE:
                 raise self._failure(
                     Phase.LISTEN,
                     name,
                     f"a GET was answered with {kind or 'no content type'}",
                     code="protocol",
-                    status=response.status_code,
+                    status=reply.status,
                     sent=Sent.YES,
                 )
-            self._answers.check_encoding(response, Phase.LISTEN, name)
+            self._answers.check_encoding(reply, Phase.LISTEN, name)
             if on_open is not None:
                 on_open()
             # Servers hold the stream of a GET open, whoever's it was. A POST's is waited for: at
             # its end its connection can be kept.
-            await self._answers.read_events(response, reading, until_answered=bool(reading.ident))
+            await self._answers.read_events(reply, reading, until_answered=bool(reading.ident))
         finally:
-            await release(response)  # noqa: ASYNC102 - shielded and bounded there
+            await release(reply)  # noqa: ASYNC102 - shielded and bounded there
 
     async def _open(
         self,
@@ -214,7 +221,7 @@ class StreamableHttp:
         control: bool,
         extra: Mapping[str, str] | None = None,
         tolerated: tuple[int, ...] = (),
-    ) -> httpx.Response:
+    ) -> Reply:
         refreshed = False
         url = self._url
         redirects = 0
@@ -223,25 +230,25 @@ class StreamableHttp:
                 await self._authorize(name, urgent=control)
             # Read before anything is awaited, so these are the ones which are sent.
             shown = self._authorization.headers
-            response = await self._once(
+            reply = await self._once(
                 verb, url, payload, name=name, delivery=delivery, control=control, extra=extra
             )
-            status = response.status_code
+            status = reply.status
             if status < 300 or status in tolerated:
-                return response
+                return reply
             if status in _REDIRECTS and redirects < _MAX_REDIRECTS:
-                target = self._same_origin(response)
+                target = self._same_origin(reply)
                 if target is not None:
-                    await release(response)
+                    await release(reply)
                     url, redirects = target, redirects + 1
                     continue
             if status in _UNAUTHORIZED and self._authorization.refreshable and not refreshed:
                 refreshed = True
-                refusal = await self._refused(response, verb, name)
-                if await self._reauthorize(name, shown, response):
+                refusal = await self._refused(reply, verb, name)
+                if await self._reauthorize(name, shown, reply):
                     continue
                 raise refusal
-            raise await self._refused(response, verb, name)
+            raise await self._refused(reply, verb, name)
 
     async def _once(
         self,
@@ -253,30 +260,13 @@ class StreamableHttp:
         delivery: Delivery,
         control: bool,
         extra: Mapping[str, str] | None,
-    ) -> httpx.Response:
+    ) -> Reply:
         exchange = Exchange(control=control)
-        headers = {**self._extra, **self._authorization.headers, "accept": eras.ACCEPT_BOTH}
-        if payload is not None:
-            headers["content-type"] = eras.JSON_TYPE
-        if (session_id := self._session) is not None:
-            headers[eras.SESSION_HEADER] = session_id
-        if self.revision is not None:
-            headers[eras.VERSION_HEADER] = self.revision
-        headers.update(extra or {})
-        request = self._client.build_request(
-            verb,
-            url,
-            content=payload,
-            # As bytes, because httpx takes ASCII only of text, and event ids are UTF-8.
-            headers=[(name.encode(), value.encode()) for name, value in headers.items()],
-            timeout=self._timeout,
-            extensions={"kars_exchange": exchange},
-        )
-        self._limit_cookies()
         delivery.sent = Sent.NO
         phase = Phase.CONNECT
         try:
-            return await self._client.send(request, stream=True)
+            outline = self._outlined(verb, url, extra, with_body=payload is not None)
+            reply = await self._client.exchange(outline, payload, exchange, self._limits)
         except httpx.TransportError as error:
             if exchange.complete:
                 phase = Phase.AWAIT
@@ -287,6 +277,29 @@ class StreamableHttp:
             ) from error
         finally:
             delivery.sent = _sent(exchange)
+        if reply.header("set-cookie"):
+            self._limit_cookies()
+        return reply
+
+    def _outlined(
+        self, verb: str, url: httpx.URL, extra: Mapping[str, str] | None, *, with_body: bool
+    ) -> Outline:
+        """What requests to a place have in common; of calls it hardly ever changes."""
+        known = (verb, url, self._session, self.revision, self._authorization.headers)
+        if extra is None and self._outline is not None and self._outline[0] == known:
+            return self._outline[1]
+        headers = {**self._extra, **self._authorization.headers, "accept": eras.ACCEPT_BOTH}
+        if with_body:
+            headers["content-type"] = eras.JSON_TYPE
+        if (session_id := self._session) is not None:
+            headers[eras.SESSION_HEADER] = session_id
+        if self.revision is not None:
+            headers[eras.VERSION_HEADER] = self.revision
+        headers.update(extra or {})
+        outline = self._client.outline(verb, url, headers)
+        if extra is None:
+            self._outline = known, outline
+        return outline
 
     def _limit_cookies(self) -> None:
         # Cookies are kept for load balancers that pin a session by one; a server that sets more
@@ -302,28 +315,24 @@ class StreamableHttp:
         except UserError as error:
             raise self._failure(Phase.CONNECT, name, str(error), code="credentials") from error
 
-    async def _reauthorize(
-        self, name: str, shown: Mapping[str, str], response: httpx.Response
-    ) -> bool:
-        challenge = response.headers.get("www-authenticate", "")
+    async def _reauthorize(self, name: str, shown: Mapping[str, str], reply: Reply) -> bool:
+        challenge = reply.header("www-authenticate")
         try:
-            return await self._authorization.renew(
-                shown, status=response.status_code, challenge=challenge
-            )
+            return await self._authorization.renew(shown, status=reply.status, challenge=challenge)
         except UserError as error:
             raise self._failure(Phase.CONNECT, name, str(error), code="credentials") from error
 
-    def _same_origin(self, response: httpx.Response) -> httpx.URL | None:
+    def _same_origin(self, reply: Reply) -> httpx.URL | None:
         try:
-            target = response.url.join(response.headers.get("location", ""))
+            target = reply.url.join(reply.header("location"))
             same = origin_of(target) == origin_of(self._url) and not target.userinfo
         except (httpx.InvalidURL, ValueError):  # the latter for a port out of range
             return None
         return target if same else None
 
-    async def _refused(self, response: httpx.Response, verb: str, name: str) -> CallFailed:
-        status = response.status_code
-        refusal = await read_refusal(response)
+    async def _refused(self, reply: Reply, verb: str, name: str) -> CallFailed:
+        status = reply.status
+        refusal = await read_refusal(reply)
         return self._failure(
             Phase.LISTEN if verb == "GET" else Phase.AWAIT,
             name,

@@ -8,6 +8,7 @@ Source: MCP "Versioning" and "Lifecycle"; transports of 2025-03-26, 2025-06-18, 
 
 from __future__ import annotations
 
+import functools
 from typing import Final
 
 # Newest first: the first one is what we ask a server for.
@@ -48,6 +49,7 @@ def allows_batch(revision: str) -> bool:
     return revision == BATCH_REVISION
 
 
+@functools.lru_cache(maxsize=64)  # agents keep sending the same few
 def accepts(header: str, media_type: str) -> bool:
     """Whether an Accept header admits a media type (RFC 9110, section 12.5.1).
 

@@ -77,7 +77,7 @@ class Decoder:
                 self._dispatch(events)
         return events
 
-    def _lines(self, chunk: bytes) -> list[bytes]:
+    def _lines(self, chunk: bytes) -> list[bytes | bytearray]:
         if self._skip_lf and chunk:
             # The previous chunk ended in CR: an LF that follows belongs to it.
             self._skip_lf = False
@@ -96,19 +96,24 @@ class Decoder:
         if b"\r" in chunk:
             self._skip_lf = chunk.endswith(b"\r")
             chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        first, *rest = chunk.split(b"\n")
-        self._line += first
-        if self._size + len(self._line) > self._limit:
+        lines: list[bytes | bytearray] = []
+        if b"\n" in chunk:
+            first, *others, last = chunk.split(b"\n")
+            self._line += first
+            lines = [self._line, *others]
+            self._line = bytearray(last)
+        else:  # in the middle of a long line, which is not to be copied more than it has to be
+            self._line += chunk
+        if self._size + len(lines[0] if lines else self._line) > self._limit:
             raise EventTooLargeError(f"an event exceeds {self._limit} bytes")
-        if not rest:
-            return []
-        lines = [bytes(self._line), *rest[:-1]]
-        self._line[:] = rest[-1]
         return lines
 
-    def _field(self, line: bytes) -> None:
-        name, _, value = line.partition(b":")
-        value = value.removeprefix(b" ")
+    def _field(self, line: bytes | bytearray) -> None:
+        colon = line.find(b":")
+        end = len(line) if colon < 0 else colon
+        name = line[:end]
+        start = end + (2 if line.startswith(b": ", end) else 1)
+        value = bytes(memoryview(line)[start:])  # large ones are copied once
         if name == b"data":
             self._size += len(value) + 1
             if self._size > self._limit:

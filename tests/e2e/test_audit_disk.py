@@ -18,6 +18,8 @@ from peers import run_router
 
 from kars_router.audit.verify import Report, verify_journal
 
+pytestmark = pytest.mark.usefixtures("each_listener")
+
 FULL = "File too large"
 
 

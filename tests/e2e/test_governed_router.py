@@ -18,6 +18,8 @@ from peers import RunningRouter, log_events, run_router
 
 from kars_router.testing import PlainAgent, text_of
 
+pytestmark = pytest.mark.usefixtures("each_listener")
+
 TOKEN = "an admin token of a test"
 POLICY = {
     "default": "allow",

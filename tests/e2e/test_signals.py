@@ -15,6 +15,8 @@ from peers import log_events, start_peer
 
 from kars_router.testing import PlainAgent, Reply, text_of
 
+pytestmark = pytest.mark.usefixtures("each_listener")
+
 CALL = "kars.azure.com/call"
 
 

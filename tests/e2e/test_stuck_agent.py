@@ -17,6 +17,8 @@ from e2e.router_process import Scene, open_scene, wait_true
 
 from kars_router.testing import Call, PlainAgent, text_of
 
+pytestmark = pytest.mark.usefixtures("each_listener")
+
 PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 HUGE_CALL = {
     "jsonrpc": "2.0",

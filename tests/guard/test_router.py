@@ -21,7 +21,7 @@ from guard.network import (
     as_user,
     own_directory,
 )
-from peers import Peer, log_events
+from peers import Peer, listener_option, log_events
 
 from kars_router.guard import ADMIN_PORT, AGENT, ROUTER
 
@@ -54,7 +54,7 @@ class Pod:
 
 
 @pytest.fixture
-def pod(network: Network, tmp_path: Path) -> Iterator[Pod]:
+def pod(network: Network, tmp_path: Path, each_listener: str) -> Iterator[Pod]:
     """As the operator makes one: the rules first, then the router as its user, then the agent."""
     program = [sys.executable, str(PROGRAMS / "mcp_server.py"), str(SERVER_PORT), WORLD, WORLD6]
     network.start(network.world.argv(program), "mcp-server", "ready")
@@ -64,6 +64,7 @@ def pod(network: Network, tmp_path: Path) -> Iterator[Pod]:
         *(sys.executable, "-P", "-m", "kars_router", "run"),
         *("--upstream", f"four={DIRECT[0]}", "--upstream", f"six={DIRECT[1]}"),
         *("--listen", f"127.0.0.1:{ROUTER_PORT}", "--admin", f"0.0.0.0:{ADMIN_PORT}"),
+        *listener_option(),
     ]
     router = network.start(
         network.pod.argv(as_user(ROUTER, argv, keeps=READS_ALL)),

@@ -148,8 +148,9 @@ async def test_every_call_is_explained_after_every_kill(tmp_path: Path) -> None:
             audit={"path": str(path), "content": "arguments"},
             policies=[POLICY],
         )
-        for _ in range(KILLS):
-            manager = run_router(config, tmp_path, listen="127.0.0.1:0", env=env)
+        for number in range(KILLS):
+            alike = {**config, "listener": ("hypercorn", "lean")[number % 2]}
+            manager = run_router(alike, tmp_path, listen="127.0.0.1:0", env=env)
             await one_life(manager, agents, ledger, dice.uniform(0.0, 0.7))
             verify(path)
         # The last life ends in peace, so that the last open calls have their fates.

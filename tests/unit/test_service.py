@@ -13,6 +13,7 @@ from attrs import evolve
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from kars_router.config.addresses import Address
+from kars_router.config.schema import Listener
 from kars_router.errors import UserError
 from kars_router.service import open_router
 from kars_router.testing import AsgiBridge, HeartbeatServer, PlainAgent, Reply, serve, text_of
@@ -235,11 +236,12 @@ async def test_an_address_in_use_is_the_users_to_change() -> None:
         gc.collect()
 
 
-async def test_it_listens_where_it_says_and_not_any_longer() -> None:
+@pytest.mark.parametrize("listener", [*Listener])
+async def test_it_listens_where_it_says_and_not_any_longer(listener: Listener) -> None:
     with trio.fail_after(20):
         async with HeartbeatServer.open() as server, serve(server.app, grace=0.1) as url:
             config = configuration({"box": {"url": f"{url}/mcp"}}, listen="127.0.0.1:0")
-            config = evolve(config, admin=Address("127.0.0.1", 0))
+            config = evolve(config, admin=Address("127.0.0.1", 0), listener=listener)
             async with httpx.AsyncClient() as client:
                 async with open_router(config) as router:
                     agent = PlainAgent(client, f"{router.agent_url}/mcp")

@@ -255,8 +255,9 @@ async def open_gated(
         issuer = AsgiBridge((idp or Idp()).app, nursery)
         transports: Transports = TrioTransport if real else lambda _: issuer
         gate = AgentGate(auth, metrics, transports=transports, environ=environ or {})
+        legacy = LegacyServer(upstream, agents, metrics, operations=operations, version="1")
         app = AgentApp(
-            LegacyServer(upstream, agents, metrics, operations=operations, version="1"),
+            legacy,
             upstream,
             Guard(hosts),
             body_limit=1 << 20,
@@ -273,6 +274,7 @@ async def open_gated(
 
             await app(scope, watched, send)
 
+        await nursery.start(legacy.run)
         await nursery.start(lot.run)
         nursery.start_soon(gate.run)
         async with httpx.AsyncClient(

@@ -237,6 +237,7 @@ async def open_kit(*, key: bytes = b"k" * 32, **options: Any) -> AsyncIterator[K
     app = AgentApp(legacy, upstream, Guard(), body_limit=1 << 20)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(agents.run)
+        await nursery.start(legacy.run)
         async with httpx.AsyncClient(transport=AsgiBridge(app, nursery), timeout=None) as client:
             yield Kit(
                 client,

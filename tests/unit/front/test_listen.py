@@ -9,13 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import hypercorn.app_wrappers
-import hypercorn.config
 import hypercorn.protocol.h11
-import hypercorn.trio.task_group
-import hypercorn.trio.tcp_server
-import hypercorn.trio.worker_context
-import hypercorn.utils
 import pytest
 import structlog
 import trio
@@ -23,7 +17,8 @@ import trio.testing
 from attrs import Factory, define
 
 from kars_router.config.addresses import Address
-from kars_router.front import listen
+from kars_router.config.schema import Listener
+from kars_router.front import lean, lean_parser, listen
 from kars_router.front.exchange import Receive, Scope, Send
 
 GET = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
@@ -59,6 +54,19 @@ class App:
         length = (b"content-length", b"%d" % len(body))
         await send({"type": "http.response.start", "status": 200, "headers": [length]})
         await send({"type": "http.response.body", "body": body})
+
+
+class Both:
+    """What the tests below run with; each runs once with either."""
+
+    listener = Listener.HYPERCORN
+
+
+@pytest.fixture(autouse=True, params=[*Listener])
+def listener(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Listener:
+    chosen: Listener = request.param
+    monkeypatch.setattr(Both, "listener", chosen)
+    return chosen
 
 
 @define
@@ -115,7 +123,14 @@ async def serving(address: Address = ANY, *, grace: float = 5.0) -> AsyncIterato
         bound = listen.bind(address)
         try:
             with scope:
-                await listen.serve(app, bound, stop.wait, grace=grace, task_status=task_status)
+                await listen.serve(
+                    app,
+                    bound,
+                    stop.wait,
+                    grace=grace,
+                    listener=Both.listener,
+                    task_status=task_status,
+                )
         finally:
             assert bound.sock.fileno() == -1
             done.set()
@@ -146,43 +161,6 @@ async def wait_true(condition: Callable[[], bool], seconds: float) -> None:
     with trio.fail_after(seconds):
         while not condition():  # noqa: ASYNC110 - the kernel sets no event
             await trio.sleep(0.01)
-
-
-@pytest.mark.parametrize(
-    ("owner", "names"),
-    [
-        (hypercorn.app_wrappers, ["ASGIWrapper"]),
-        (
-            hypercorn.config.Config,
-            ["keep_alive_timeout", "keep_alive_max_requests", "include_server_header", "log"],
-        ),
-        (hypercorn.protocol.h11.H11Protocol, ["handle", "_check_protocol"]),
-        (hypercorn.trio.task_group.TaskGroup, ["spawn", "spawn_app", "__aenter__", "__aexit__"]),
-        (
-            hypercorn.trio.tcp_server.TCPServer,
-            ["run", "protocol_send", "_read_data", "_close", "_idle_timeout"],
-        ),
-        (hypercorn.trio.worker_context.TrioSingleTask, ["restart", "stop"]),
-        (hypercorn.trio.worker_context.WorkerContext(None), ["terminated"]),
-        (hypercorn.utils, ["parse_socket_addr"]),
-    ],
-)
-def test_hypercorn_has_what_the_listener_is_built_on(owner: Any, names: list[str]) -> None:
-    missing = [name for name in names if not hasattr(owner, name)]
-    assert not missing, (
-        f"hypercorn has changed: {owner} lacks {missing}; kars_router/front/listen.py is built on "
-        "it, see docs/decisions/0008-hypercorn-connections.md"
-    )
-
-
-def test_a_connection_of_hypercorn_has_the_attributes_that_ours_uses() -> None:
-    class Nothing:
-        pass
-
-    nothing: Any = Nothing()
-    server = hypercorn.trio.tcp_server.TCPServer(nothing, nothing, nothing, {}, nothing)
-    missing = {"app", "config", "context", "idle_task", "stream"} - set(vars(server))
-    assert not missing, f"hypercorn has changed: a TCPServer has no {missing}"
 
 
 async def test_it_answers_where_it_says(address: Address) -> None:
@@ -318,13 +296,20 @@ async def test_an_application_that_breaks_ends_its_request_only() -> None:
 
 async def test_a_connection_that_breaks_ends_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     original = hypercorn.protocol.h11.H11Protocol.handle
+    take_head = lean_parser.take_head
 
     async def handle(self: Any, event: Any) -> None:
         if getattr(event, "data", b"").startswith(b"BREAK"):
             raise RuntimeError("a flaw in the protocol")
         await original(self, event)
 
+    def take(data: bytes) -> Any:
+        if data.startswith(b"BREAK"):
+            raise RuntimeError("a flaw in the protocol")
+        return take_head(data)
+
     monkeypatch.setattr(hypercorn.protocol.h11.H11Protocol, "handle", handle)
+    monkeypatch.setattr(lean, "take_head", take)
     with structlog.testing.capture_logs() as logs:
         async with serving() as served:
             other = await served.talk()

@@ -9,6 +9,7 @@ from attrs import define
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kars_router.session.ended import new_names
 from kars_router.session.records import FILE, Records
 
 DAY = 86_400.0
@@ -226,7 +227,7 @@ def test_a_file_that_cannot_be_written_anew_goes_on(
     again.close()
 
 
-def test_of_ended_sessions_only_so_many_are_kept(tmp_path: Path) -> None:
+def test_of_names_that_are_no_numbers_only_so_many_are_kept(tmp_path: Path) -> None:
     records = reopened(tmp_path)
     for number in range(100_010):
         records.note_end(f"{number}")
@@ -236,3 +237,43 @@ def test_of_ended_sessions_only_so_many_are_kept(tmp_path: Path) -> None:
     again = reopened(tmp_path)
     assert [again.has_ended(f"{number}") for number in (0, 9, 10, 100_009)] == kept
     again.close()
+
+
+def test_every_ended_session_of_a_long_life_is_remembered_in_next_to_no_room(
+    tmp_path: Path,
+) -> None:
+    records = reopened(tmp_path)
+    names = new_names()
+    some = [next(names) for _ in range(200_000)]
+    living = {some[0], some[7], some[150_000]}
+    for name in some:
+        if name not in living:
+            records.note_end(name)
+    records.close()
+    again = reopened(tmp_path)  # which writes the file anew
+    assert (tmp_path / FILE).stat().st_size < 500
+    assert [name for name in some if not again.has_ended(name)] == sorted(living)
+    again.note_end(some[7])
+    again.close()
+    last = reopened(tmp_path)
+    assert last.has_ended(some[7])
+    assert not last.has_ended(some[0])
+    last.close()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"series": 5, "ended": [[0, 1]], "at": 1e12}',
+        '{"series": "abcdefabcdef", "ended": [[0]], "at": 1e12}',
+        '{"series": "abcdefabcdef", "ended": [[1, 0]], "at": 1e12}',
+        '{"series": "abcdefabcdef", "ended": [["0", 1]], "at": 1e12}',
+        '{"series": "abcdefabcdef", "ended": [[0, 1]]}',
+        '{"series": "abcdefabcdef", "ended": 7, "at": 1e12}',
+    ],
+)
+def test_ranges_that_make_no_sense_are_left_out(tmp_path: Path, row: str) -> None:
+    (tmp_path / FILE).write_text(row + "\n")
+    records = reopened(tmp_path)
+    assert not records.has_ended("abcdefabcdef00000000")
+    records.close()

@@ -20,7 +20,7 @@ _YOUNG_ONLY: Final = (700, 10, 1_000_000)
 
 
 @contextmanager
-def lean(*, without: tuple[str, ...] = (), later: tuple[str, ...] = ()) -> Iterator[None]:
+def loading(*, without: tuple[str, ...] = (), later: tuple[str, ...] = ()) -> Iterator[None]:
     """Keeps modules from being loaded while others are being imported that ask for them.
 
     Modules that are loaded already stay as they are. Afterwards all of them can be imported as

@@ -4,13 +4,11 @@ CPU time of one exchange on the wire's side of things: write the request, parse 
 sockets, no scheduler, no httpx.Response. Both do the same checks that the transport relies on
 (h11 has them built in; for httptools they are in `kars_router.transports.http_parser`).
 
-    python bench/http_parsers.py [ROUNDS]
+    python bench/micro/http_parsers.py [ROUNDS]
 
 Best of 25 runs for each cell. The ratio is what to quote: it holds across machines, the
 microseconds do not. Nothing else should be running.
 """
-
-# ruff: noqa: INP001, T201 - a script, and its output is what it is for
 
 from __future__ import annotations
 

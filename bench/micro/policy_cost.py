@@ -4,11 +4,9 @@ As `plain_path.py`: no socket and no other process. Four routers run in one proc
 a hundred calls each, so that a busy machine slows down all of them alike: without anything, with a
 policy of ten rules, with the record of calls, with both. Needs kars-plugin-toolpolicy.
 
-    python bench/policy_cost.py
-    python bench/policy_cost.py --limit 1.15    # exit status 1 if the policy costs more than that
+    python bench/micro/policy_cost.py
+    python bench/micro/policy_cost.py --limit 1.15  # exit 1 if the policy costs more
 """
-
-# ruff: noqa: INP001, T201 - a script, and its output is what it is for
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ from typing import Any
 import structlog
 import trio
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from agent_kit import configuration, open_bench
 

@@ -5,12 +5,10 @@ thread, so that the figure is the router's work and not the network's. Two check
 turns, each time in a process of its own, because absolute times do not hold from one minute to the
 next; what counts is the ratio.
 
-    python bench/plain_path.py                   # this checkout
+    python bench/micro/plain_path.py                   # this checkout
     git worktree add /tmp/before v1.0
-    python bench/plain_path.py --against /tmp/before
+    python bench/micro/plain_path.py --against /tmp/before
 """
-
-# ruff: noqa: INP001, T201 - a script, and its output is what it is for
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parents[2]
 
 
 def measure(calls: int) -> float:
@@ -52,7 +50,7 @@ def measure(calls: int) -> float:
 def measure_apart(checkout: Path, calls: int) -> float:
     """The same in a process of its own, with the code of a checkout."""
     command = [sys.executable, __file__, "--calls", str(calls), "--inside", str(checkout)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout)
 
 

@@ -1,0 +1,1 @@
+"""Measurements: `python -m bench`, or `tox -e bench`. See docs/performance.md."""

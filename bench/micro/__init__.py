@@ -1,0 +1,1 @@
+"""Small measurements without processes or sockets, which decisions cite; each is a script."""

@@ -1,0 +1,120 @@
+"""What is measured: each is a program in front of the upstream, or the upstream itself."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from attrs import evolve, field, frozen
+
+from bench.processes import Program, cores, program, start, wait_for
+
+SERVER: Final = "box"
+
+
+@frozen(kw_only=True)
+class Subject:
+    """Something that stands before an upstream.
+
+    Attributes:
+        name: what it is called in the report.
+        command: makes the command from the upstream's port and the port to listen on; the latter
+            is 0 if it chooses one itself and says `ready PORT`.
+        path: what is posted to.
+        announces: whether it says `ready PORT`.
+        env: variables for it.
+        leave_out: part of the command lines of children that do not count.
+    """
+
+    name: str
+    command: Callable[[int, int], list[str]]
+    path: str = "/mcp"
+    announces: bool = False
+    env: dict[str, str] = field(factory=dict)
+    leave_out: str = ""
+
+
+def kars(*arguments: str) -> Callable[[int, int], list[str]]:
+    """The command of the router, with further arguments."""
+    script = str(Path(sys.executable).with_name("kars"))
+
+    def command(upstream: int, port: int) -> list[str]:
+        ours = [sys.executable, script, "run", "--upstream"]
+        ours += [f"{SERVER}=http://127.0.0.1:{upstream}/mcp"]
+        return [*ours, "--listen", f"127.0.0.1:{port}", "--admin", "127.0.0.1:0", *arguments]
+
+    return command
+
+
+DIRECT: Final = "direct"
+FLOOR: Final = Subject(
+    name="floor", command=lambda upstream, _: program("floor", str(upstream)), announces=True
+)
+LIMIT: Final = Subject(
+    name="limit", command=lambda upstream, _: program("limit", str(upstream)), announces=True
+)
+KARS: Final = Subject(name="kars", command=kars(), path=f"/mcp/{SERVER}")
+OURS: Final = (FLOOR, LIMIT, KARS)
+
+
+def routers(subjects: Sequence[Subject]) -> list[Subject]:
+    """Those that are the router itself, whichever way it is started."""
+    return [subject for subject in subjects if subject.name.startswith(KARS.name)]
+
+
+def configured(subject: Subject, **keys: Any) -> Subject:
+    """A router with a configuration file that has more keys than its command line can say.
+
+    Args:
+        subject: one of the `routers`.
+        keys: of kars.yaml, `servers` only if they are not the one upstream.
+    """
+
+    def command(upstream: int, port: int) -> list[str]:
+        url = f"http://127.0.0.1:{upstream}/mcp"
+        servers = {SERVER: {"url": url, "allowedTools": ["*"]}}
+        place = Path(tempfile.mkdtemp(prefix="kars-bench-")) / "kars.yaml"
+        place.write_text(json.dumps({"servers": servers, **keys}))
+        arguments = subject.command(upstream, port)
+        at = arguments.index("--upstream")
+        return [*arguments[:at], "-c", str(place), *arguments[at + 2 :]]
+
+    return evolve(subject, command=command)
+
+
+@contextmanager
+def upstream(*arguments: str) -> Iterator[Program]:
+    """The upstream, while the block lasts."""
+    with start(program("upstream", *arguments), on=cores()[1]) as running:
+        yield running
+
+
+@contextmanager
+def running(subject: Subject, upstream_port: int) -> Iterator[Program]:
+    """A subject in front of an upstream, accepting connections, while the block lasts.
+
+    Raises:
+        BenchError: it did not start.
+    """
+    port = 0 if subject.announces else free_port()
+    with start(
+        subject.command(upstream_port, port),
+        on=cores()[0],
+        port=port,
+        env=subject.env,
+        leave_out=subject.leave_out,
+    ) as started:
+        wait_for(started)
+        yield started
+
+
+def free_port() -> int:
+    """A port on loopback that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])

@@ -1,0 +1,87 @@
+"""What upstream sessions cost that nobody uses: 1, 10, 100 and 1,000, each pinged every 3 s."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+from bench.agent import Agent
+from bench.context import Context
+from bench.load import open_sessions
+from bench.model import Figure
+from bench.processes import BenchError, Usage
+from bench.subjects import Subject, configured, routers, running, upstream
+
+SUITE = "idle"
+_PING_SECONDS = 3.0
+_WINDOW_SECONDS = 15.0
+_SETTLE_SECONDS = 4.0
+
+
+def counts(context: Context) -> tuple[int, ...]:
+    """How many sessions are opened."""
+    return (1, 10, 100) if context.quick else (1, 10, 100, 1000)
+
+
+def work_of(sessions: int) -> str:
+    """What the work is called in figures."""
+    return "1 session" if sessions == 1 else f"{sessions:,} sessions"
+
+
+def run(context: Context) -> Iterator[Figure]:
+    """Every router that we have, each number of sessions in a process of its own."""
+    for subject in routers(context.subjects):
+        first: list[Usage] = []
+        for count in counts(context):
+            context.say(f"{SUITE}: {subject.name}, {work_of(count)}")
+            # Memory does not vary from round to round as time does.
+            rounds = [_round(subject, count) for _ in range(min(context.rounds, 2))]
+            if count == 1:
+                first = [after for _, after, _ in rounds]
+            values = {
+                ("memory", "MiB"): [after.rss / 2**20 for _, after, _ in rounds],
+                ("cpu", "% of a core"): [
+                    (after.cpu - before.cpu) / seconds * 100 for before, after, seconds in rounds
+                ],
+                ("wake-ups", "1/s"): [
+                    (after.switches - before.switches) / seconds
+                    for before, after, seconds in rounds
+                ],
+                ("file descriptors", ""): [float(after.files) for _, after, _ in rounds],
+            }
+            if count > 1:
+                values["memory per further session", "KiB"] = [
+                    (after.rss - alone.rss) / 1024 / (count - 1)
+                    for (_, after, _), alone in zip(rounds, first, strict=True)
+                ]
+            for (metric, unit), found in values.items():
+                yield Figure(
+                    suite=SUITE,
+                    subject=subject.name,
+                    work=work_of(count),
+                    metric=metric,
+                    unit=unit,
+                    rounds=tuple(found),
+                )
+
+
+def _round(subject: Subject, count: int) -> tuple[Usage, Usage, float]:
+    with ExitStack() as stack:
+        server = stack.enter_context(upstream("--ping", str(_PING_SECONDS)))
+        roomy = configured(subject, limits={"agentSessions": 2 * count + 10})
+        router = stack.enter_context(running(roomy, server.port))
+        open_sessions(router.port, subject.path, count)
+        spy = Agent(server.port, "/mcp")
+        time.sleep(_SETTLE_SECONDS)
+        spy.get("/stats")
+        before, begin = router.usage(), time.monotonic()
+        time.sleep(_WINDOW_SECONDS)
+        after, seconds = router.usage(), time.monotonic() - begin
+        said = spy.get("/stats")
+        spy.close()
+        due = int(count * (_WINDOW_SECONDS / _PING_SECONDS - 1))
+        if said["lost"] or len(said["pongs"]) < due:
+            pongs, lost = len(said["pongs"]), said["lost"]
+            raise BenchError(f"{count} sessions: {pongs} pongs, not {due}, and {lost} were lost")
+        return before, after, seconds

@@ -1,0 +1,121 @@
+"""Where the processor time of a call goes, by samples of the running router (py-spy)."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from bench.context import Context
+from bench.load import Outcome, load, open_sessions
+from bench.model import Figure
+from bench.processes import BenchError, Program
+from bench.subjects import LIMIT, Subject, routers, running, upstream
+
+SUITE = "profile"
+WORK = "16 connections"
+_CONNECTIONS: Final = 16
+_RATE: Final = 250  # samples a second
+# The innermost frame of these decides whose work a sample is: what they call on the way, trio's
+# streams and the standard library, is theirs.
+_LISTENER: Final = ("hypercorn/", "h11/", "kars_router/front/listen", "kars_router/front/lean")
+_OURS: Final = ("kars_router/", "httpx/", "msgspec", "structlog", "prometheus_client", "bench/")
+PARTS: Final = ("listener", "router", "scheduler")
+
+
+def run(context: Context) -> Iterator[Figure]:
+    """Every router that we have, in turns with the limit program."""
+    spy = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or shutil.which("py-spy")
+    if spy is None:
+        raise BenchError("py-spy is missing; pip install py-spy")
+    subjects = [LIMIT, *routers(context.subjects)]
+    costs: dict[str, list[float]] = {subject.name: [] for subject in subjects}
+    shares: dict[str, list[Counter[str]]] = {subject.name: [] for subject in subjects}
+    for number in range(context.rounds):
+        for subject in subjects:
+            context.say(f"{SUITE}: {subject.name}")
+            raw = context.out / f"profile-{subject.name}.txt"
+            outcome = _round(context, subject, spy, raw)
+            costs[subject.name].append(outcome.cpu / outcome.calls * 1e6)
+            shares[subject.name].append(attribute(raw.read_text()))
+            if number == 0:
+                graph = context.out / f"profile-{subject.name}.svg"
+                _round(context, subject, spy, graph, kind="flamegraph")
+    for subject in subjects:
+        name = subject.name
+        yield _figure(name, "cpu per call", "us", costs[name])
+        if subject is LIMIT:
+            continue
+        for part in PARTS:
+            values = [found[part] / found.total() * 100 for found in shares[name]]
+            yield _figure(name, f"share of the {part}", "%", values)
+        pairs = zip(costs[name], shares[name], strict=True)
+        without = [cost * rest(found) for cost, found in pairs]
+        yield _figure(name, "cpu per call without the listener", "us", without)
+
+
+def attribute(folded: str) -> Counter[str]:
+    """Samples by part, from stacks as py-spy writes them: `outer (file:line);inner ... count`."""
+    found: Counter[str] = Counter()
+    for line in folded.splitlines():
+        stack, _, count = line.rpartition(" ")
+        found[part_of(stack)] += int(count)
+    return found
+
+
+def part_of(stack: str) -> str:
+    """Whose work a stack is: the listener's, the router's, or the scheduler's own."""
+    for frame in reversed(stack.split(";")):
+        if any(mark in frame for mark in _LISTENER):
+            return "listener"
+        if any(mark in frame for mark in _OURS) and "cli/" not in frame:
+            return "router"
+    return "scheduler"
+
+
+def rest(found: Counter[str]) -> float:
+    """The share of everything but the listener.
+
+    The scheduler works for both; it is split between them as their samples are.
+    """
+    return found["router"] / (found["router"] + found["listener"])
+
+
+def _round(
+    context: Context, subject: Subject, spy: str, file: Path, *, kind: str = "raw"
+) -> Outcome:
+    """Loads a router twice; the second time the spy looks on, which slows the router down."""
+    seconds = max(context.seconds, 3.0)
+    with upstream() as server, running(subject, server.port) as started:
+        sessions = open_sessions(started.port, subject.path, _CONNECTIONS)
+        outcome = _load(started, subject, sessions, seconds)
+        command = [spy, "record", "--pid", str(started.process.pid), "--output", str(file)]
+        command += ["--format", kind, "--rate", str(_RATE), "--duration", str(round(seconds))]
+        with subprocess.Popen(
+            [*command, "--full-filenames"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as recorder:
+            _load(started, subject, sessions, seconds + 2)
+            if recorder.wait(60):
+                raise BenchError("py-spy cannot look into processes here; it needs ptrace")
+    return outcome
+
+
+def _load(program: Program, subject: Subject, sessions: list[str], seconds: float) -> Outcome:
+    return load(
+        program,
+        subject.path,
+        sessions,
+        tool="json_128",
+        connections=_CONNECTIONS,
+        seconds=seconds,
+    )
+
+
+def _figure(subject: str, metric: str, unit: str, rounds: list[float]) -> Figure:
+    return Figure(
+        suite=SUITE, subject=subject, work=WORK, metric=metric, unit=unit, rounds=tuple(rounds)
+    )
