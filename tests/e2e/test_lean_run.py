@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import pytest
 from e2e.router_process import in_thread, open_server, wait_exit
 from peers import log_events, start_peer
 
@@ -62,15 +63,27 @@ UNUSED = (
 )
 
 
-def is_unused(module: str) -> bool:
-    return any(module == name or module.startswith(f"{name}.") for name in UNUSED)
+def is_in(module: str, names: tuple[str, ...]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in names)
 
 
-async def test_a_plain_run_loads_nothing_that_it_does_not_use(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("listener", "unused"),
+    [
+        ("hypercorn", UNUSED),
+        ("lean", (*UNUSED, "h11", "hypercorn", "multiprocessing", "wsproto")),
+    ],
+)
+async def test_a_plain_run_loads_nothing_that_it_does_not_use(
+    tmp_path: Path, listener: str, unused: tuple[str, ...]
+) -> None:
     async with open_server() as (_, url), httpx.AsyncClient(timeout=30) as client:
         arguments = ("run", "--upstream", f"box={url}", "--listen", "127.0.0.1:0")
         manager = start_peer(
-            [sys.executable, "-c", RUN, *arguments, "--admin", "127.0.0.1:0"],
+            [
+                *(sys.executable, "-c", RUN, *arguments),
+                *("--admin", "127.0.0.1:0", "--listener", listener),
+            ],
             log_path=tmp_path / "router.log",
             env={"HOME": str(tmp_path), "KARS_CONFIG": ""},
             cwd=tmp_path,
@@ -87,16 +100,18 @@ async def test_a_plain_run_loads_nothing_that_it_does_not_use(tmp_path: Path) ->
             await wait_exit(process)
             (end,) = (x for x in log_events(process.log()) if x.get("event") == "modules")
     assert "kars_router.service" in end["names"]
-    assert [name for name in end["names"] if is_unused(name)] == []
+    assert [name for name in end["names"] if is_in(name, unused)] == []
 
 
 def test_what_was_left_out_comes_when_it_is_used() -> None:
     """Stand-ins are no obstacle to a plugin that has a use for the real thing."""
     program = """
 import sys
-import kars_router.cli.run
-import hypercorn.protocol.h2, structlog.stdlib, structlog.dev
-import prometheus_client.exposition
+from kars_router.cli import run
+from kars_router.cli.loading import loading
+with loading(without=run._WITHOUT, later=run._LATER):
+    import hypercorn.protocol.h2
+import structlog.stdlib
 assert "asyncio" not in sys.modules and "h2" not in sys.modules
 assert structlog.stdlib.asyncio.sleep.__module__ == "asyncio.tasks"
 assert hypercorn.protocol.h2.h2.connection.H2Connection.__name__ == "H2Connection"
