@@ -9,7 +9,6 @@ numbers keep all of their digits, for a change beyond the 53rd bit is a change a
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 import unicodedata
@@ -280,6 +279,8 @@ def _unified(was: Pin | None, now: Pin | None, name: str) -> Iterator[str]:
         yield from (f"-{line}" for line in old)
         yield from (f"+{line}" for line in new)
         return
+    import difflib  # only `kars tools` asks
+
     yield from difflib.unified_diff(
         old, new, f"{name} (accepted)", f"{name} (now)", n=_CONTEXT, lineterm=""
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import pluggy
@@ -23,11 +23,13 @@ from kars_router.barriers import (
     GuardedTransformer,
     report,
 )
-from kars_router.egress import Place, SandboxEgress
 from kars_router.errors import ConfigError, PluginError
 from kars_router.hookspecs import AuditSink, Credentials, GovernanceSettings
 from kars_router.model import Failure, LossVerdict, ServerInfo, SessionInfo, ToolCall
 from kars_router.telemetry import Metrics, log
+
+if TYPE_CHECKING:
+    from kars_router.egress import Place, SandboxEgress
 
 GROUP: Final = "kars_router"
 # The later ones are asked first.
@@ -285,6 +287,8 @@ class Plugins:
 
     def egress_objects(self, sandbox: SandboxEgress, place: Place) -> SandboxEgress:
         """What is opened for a sandbox, with the manifests that plugins add."""
+        from kars_router.egress import SandboxEgress
+
         for impl in self._manager.hook.kars_egress_objects.get_hookimpls():
             given = {"sandbox": sandbox, "place": place}
             found = self._one(impl, "kars_egress_objects", None, given)

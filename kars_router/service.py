@@ -13,13 +13,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 from attrs import evolve
 
 from kars_router._version import __version__
-from kars_router.audit import Journal
 from kars_router.config.advice import advice
 from kars_router.config.schema import Config, OnAuditFailure, Server
 from kars_router.front import listen
@@ -47,6 +46,9 @@ from kars_router.session.state import StateDirectory
 from kars_router.session.supervisor import Supervisor
 from kars_router.telemetry import Metrics, log
 from kars_router.transports.connectors import TransportFactory, default_transport, new_connector
+
+if TYPE_CHECKING:
+    from kars_router.audit import Journal
 
 _MARGIN_SECONDS = 3.0
 _LAST_ANSWERS_SECONDS = 1.0
@@ -202,6 +204,9 @@ class Router:
         """
         if self.config.audit is None:
             return
+        # Late, as only this needs the package, and signatures.
+        from kars_router.audit import Journal
+
         self.journal = journal = Journal.open(
             self.config.audit, state=self._state.path, metrics=self.metrics
         )

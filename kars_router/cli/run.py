@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import gc
+import linecache
 import os
 import resource
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Final
 
 import click
-import trio
 
 from kars_router.cli.examples import examples
-from kars_router.config.load import DEFAULT_FILE, default_path, load
-from kars_router.config.schema import Config, Listener
-from kars_router.errors import UserError
-from kars_router.reload import watch
-from kars_router.service import Router, open_router
-from kars_router.telemetry import configure_logging, log
+from kars_router.cli.loading import loading
+
+# httpx has a command line, structlog a way to frame tracebacks and loggers for asyncio, hypercorn
+# HTTP/2, prometheus_client a web server, importlib.metadata lists of files: 9 MiB that no router
+# uses.
+_WITHOUT: Final = ("pygments", "rich")
+_LATER: Final = (
+    *("asyncio", "h2", "h2.connection", "h2.events", "h2.exceptions", "priority"),
+    *("csv", "html"),
+)
+
+with loading(without=_WITHOUT, later=_LATER):
+    import trio
+
+    from kars_router.config.load import DEFAULT_FILE, default_path, load
+    from kars_router.config.schema import Config, Listener
+    from kars_router.errors import UserError
+    from kars_router.reload import watch
+    from kars_router.service import Router, open_router
+    from kars_router.telemetry import configure_logging, log
 
 
 @click.command(
@@ -80,6 +96,12 @@ def command(
     config = load(path, upstreams=upstreams, overrides=overrides, environ=os.environ)
     configure_logging(level=config.log.level.value, style=config.log.format.value)
     _raise_file_limit()
+    if config.listener is Listener.HYPERCORN:
+        # It would be loaded when it is used, with all that it takes along.
+        with loading(without=_WITHOUT, later=_LATER):
+            import kars_router.front.hypercorn_server  # noqa: F401
+    # The sources of what attrs and cattrs have generated, for tracebacks only: 0.7 MiB.
+    linecache.clearcache()
     trio.run(_run, config, path, upstreams, overrides)
 
 
@@ -96,6 +118,8 @@ async def _run(
         async with trio.open_nursery() as outer:
             stop = trio.Event()
             async with open_router(config) as router, trio.open_nursery() as inner:
+                # What is there now stays, so that no later collection needs to look at it.
+                gc.freeze()
                 # Outlives the router's nurseries on purpose: a second signal comes as they end.
                 outer.start_soon(_heed, signals, stop, router)  # noqa: ASYNC111
                 if path is not None and config.reload:

@@ -8,10 +8,10 @@ no environment.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from operator import eq
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, Final, TypeVar, cast, get_args
 
 from cattrs import Converter
 
@@ -28,8 +28,7 @@ from kars_router.config.problems import (
     show,
     suggest,
 )
-from kars_router.config.resource_rules import RESOURCE_RULES
-from kars_router.config.rules import RULES
+from kars_router.config.rules import RULES, Broken, Given, Read
 from kars_router.config.schema import Config, Server
 from kars_router.config.shapes import (
     fields_by_key,
@@ -43,6 +42,11 @@ from kars_router.config.values import HOOKS, MARK_HOOKS, Hook, string_pairs
 __all__ = ["structure_config", "structure_section", "structure_server", "to_plain"]
 
 T = TypeVar("T")
+
+# Where the sections of `kars.yaml` are; every other section is one of a custom resource.
+_OF_THE_FILE: Final = frozenset(
+    f"kars_router.config.{name}" for name in ("schema", "auth", "toolpolicy")
+)
 
 
 def structure_config(raw: object) -> Config:
@@ -97,7 +101,7 @@ def _structure(raw: object, cls: type[T]) -> T:
 
 def _class_hook(cls: type[Any]) -> Hook:
     fields = fields_by_key(cls)
-    rules = RULES.get(cls) or RESOURCE_RULES.get(cls)
+    rules = _rules_of(cls)
     open_ended = takes_further_keys(cls)
 
     def structure(raw: object, _: Any) -> Any:
@@ -127,6 +131,15 @@ def _class_hook(cls: type[Any]) -> Hook:
         return cls(**read)
 
     return structure
+
+
+def _rules_of(cls: type[Any]) -> Callable[[Read, Given], Broken] | None:
+    if cls in RULES or cls.__module__ in _OF_THE_FILE:
+        return RULES.get(cls)
+    # Late: a router reads no custom resources.
+    from kars_router.config.resource_rules import RESOURCE_RULES
+
+    return RESOURCE_RULES.get(cls)
 
 
 def _map_hook(type_: Any) -> Hook:

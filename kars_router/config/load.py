@@ -13,7 +13,6 @@ from typing import NamedTuple
 from attrs import evolve
 
 from kars_router.config.converter import structure_config
-from kars_router.config.document import LONGEST, decode, parse_document
 from kars_router.config.outside import outside_problems, with_places
 from kars_router.config.problems import (
     InvalidConfigError,
@@ -71,10 +70,13 @@ def load(
         ConfigError: with every problem (an `InvalidConfigError`, so with paths as values too).
     """
     if path is None:
-        return parse("", upstreams=upstreams, overrides=overrides, environ=environ, pinned=pinned)
+        return build(None, upstreams=upstreams, overrides=overrides, environ=environ, pinned=pinned)
+    # Late, as only files need a YAML parser.
+    from kars_router.config.document import LONGEST, decode
+
     source = str(path)
     try:
-        text = decode(_read(path))
+        text = decode(_read(path, LONGEST + 1))
     except InvalidError as error:
         raise InvalidConfigError(error.problems, source) from None
     return parse(
@@ -112,6 +114,8 @@ def parse(
     Raises:
         ConfigError: with every problem.
     """
+    from kars_router.config.document import parse_document
+
     try:
         raw, problems = parse_document(text)
     except InvalidError as error:
@@ -186,10 +190,10 @@ def changed_servers(old: Config, new: Config) -> Changes:
     )
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, most: int) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(LONGEST + 1)
+            return file.read(most)
     except OSError as error:
         raise invalid(f"cannot be read: {error.strerror or type(error).__name__}") from None
     except ValueError:  # a NUL in the name

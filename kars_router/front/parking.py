@@ -33,7 +33,7 @@ from kars_router.wire import jsonrpc
 # Servers of this era make states of their own, which pass through unchanged, and a server may be
 # a router behind this one: ours begin with this and a digest of our key.
 _PREFIX: Final = "kars1."
-_PURPOSE: Final = b"kars-router request state, version 1"
+_PURPOSE: Final = b"kars-router request state, version 2"
 _EXPIRED: Final = b'"the client did not come back with its answers in time"'
 _STOPPING: Final = b'"the router is shutting down"'
 _NAME_BYTES: Final = 16

@@ -1,11 +1,12 @@
-"""Values that an agent keeps for the router: sealed by authenticated encryption.
+"""Values that an agent keeps for the router: sealed by a message authentication code.
 
-What is sealed cannot be read or altered without the key. Session ids say who they were made for,
+What is sealed cannot be made or altered without the key. It can be read, by the agent that keeps it
+and told the router most of what is in it. Session ids say who they were made for,
 so the router can rebuild a session from one after a restart; request states lead back to a call
 that waits. The key comes from a file that is made once; each use has a purpose of its own, so
 that what was sealed for one opens nothing for another.
 
-Source: RFC 8439 (ChaCha20-Poly1305); MCP 2025-11-25 "Session Management" (visible ASCII); MCP
+Source: RFC 2104 (HMAC); MCP 2025-11-25 "Session Management" (visible ASCII); MCP
 2026-07-28 "Multi Round-Trip Requests" (the integrity of `requestState`).
 """
 
@@ -14,24 +15,23 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import hmac
 import os
 import secrets
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 import msgspec
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from kars_router.errors import UserError
 
 KEY_FILE: Final = "session.key"
 KEY_BYTES: Final = 32
-_NONCE_BYTES: Final = 12
-_TAG_BYTES: Final = 16
+_TAG_BYTES: Final = 32
+_DIGEST: Final = "sha256"
 _LONGEST: Final = 4096
 # Bound into the seal, so that a key used for something else later opens no session ids.
-_PURPOSE: Final = b"kars-router agent session id, version 1"
+_PURPOSE: Final = b"kars-router agent session id, version 2"
 T = TypeVar("T")
 
 
@@ -72,15 +72,18 @@ class Ticket(
 class Seal(Generic[T]):
     """Seals and opens values of one kind, for one purpose.
 
+    A seal proves that a value is ours and whole. It hides nothing, so that what is sealed must be
+    no secret to whoever gets it; and the same value always looks the same.
+
     Args:
         key: 32 bytes.
-        purpose: says what is sealed and in which version; no purpose begins with another one.
+        purpose: says what is sealed and in which version.
         kind: the type of the values.
     """
 
     def __init__(self, key: bytes, purpose: bytes, kind: type[T]) -> None:
-        self._cipher = ChaCha20Poly1305(key)
-        self._purpose = purpose
+        # A key for each purpose, so that none opens what was sealed for another.
+        self._key = hmac.digest(key, purpose, _DIGEST)
         self._decoder = msgspec.json.Decoder(kind)
 
     def seal(self, value: T, bound: bytes = b"") -> str:
@@ -93,9 +96,8 @@ class Seal(Generic[T]):
         Returns:
             base64url; some 40 characters more than a third above the value's JSON.
         """
-        nonce = secrets.token_bytes(_NONCE_BYTES)
         text = msgspec.json.encode(value)
-        return _spell(nonce + self._cipher.encrypt(nonce, text, self._purpose + bound))
+        return _spell(self._tag(text, bound) + text)
 
     def open(self, text: str, bound: bytes = b"") -> T | None:
         """The value in a text; None if it was not made with this key for this purpose.
@@ -108,12 +110,21 @@ class Seal(Generic[T]):
             return None
         try:
             raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-            if len(raw) < _NONCE_BYTES + _TAG_BYTES or _spell(raw) != text:
-                return None  # the last character has bits that decoding ignores
-            nonce, sealed = raw[:_NONCE_BYTES], raw[_NONCE_BYTES:]
-            return self._decoder.decode(self._cipher.decrypt(nonce, sealed, self._purpose + bound))
-        except (binascii.Error, InvalidTag, msgspec.DecodeError):
+        except binascii.Error:
             return None
+        if _spell(raw) != text:
+            return None  # the last character has bits that decoding ignores
+        tag, sealed = raw[:_TAG_BYTES], raw[_TAG_BYTES:]
+        if not hmac.compare_digest(tag, self._tag(sealed, bound)):
+            return None
+        try:
+            return self._decoder.decode(sealed)
+        except msgspec.DecodeError:
+            return None
+
+    def _tag(self, text: bytes, bound: bytes) -> bytes:
+        # The length in front says where one ends and the other begins.
+        return hmac.digest(self._key, b"%d:%b%b" % (len(bound), bound, text), _DIGEST)
 
 
 class Sealer(Seal[Ticket]):

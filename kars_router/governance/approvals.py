@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import enum
 import os
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import msgspec
 from attrs import evolve, field, frozen
 
 from kars_router.errors import StoreError, UserError
+
+if TYPE_CHECKING:
+    import sqlite3
 
 FILE: Final = "approvals.sqlite3"
 _KEPT_SECONDS: Final = 7 * 86_400.0
@@ -92,6 +94,10 @@ class Approval:
 class ApprovalStore:
     """The approvals of one router.
 
+    A file that is there is opened at once, so that one which cannot be used is no later surprise.
+    Otherwise there is nothing to find, and none is made before the first approval: few routers
+    hold calls, and the library alone takes more memory than thirty sessions.
+
     Each method raises StoreError if the disk fails it; then nothing has changed.
 
     Args:
@@ -102,7 +108,7 @@ class ApprovalStore:
         blocks: whether there is a disk to wait for.
 
     Raises:
-        UserError: the file cannot be used.
+        UserError: the file that is there cannot be used.
     """
 
     def __init__(self, directory: Path | None, clock: Callable[[], float]) -> None:
@@ -110,34 +116,57 @@ class ApprovalStore:
         self._swept = 0.0
         # One connection, and worker threads: a transaction must not take in what another one says.
         self._lock = threading.RLock()
+        self._db: sqlite3.Connection | None = None
+        self._file = None if directory is None else directory / FILE
         self.blocks = directory is not None
-        place = ":memory:" if directory is None else str(directory / FILE)
-        try:
-            if directory is not None:
-                # It shows what agents ask for. What sqlite puts beside it gets the same rights.
-                os.close(os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._db = sqlite3.connect(
-                place, timeout=5.0, check_same_thread=False, isolation_level=None
-            )
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS approvals (id TEXT PRIMARY KEY, digest TEXT NOT NULL, "
-                "state TEXT NOT NULL, expires REAL NOT NULL, body BLOB NOT NULL)"
-            )
-            self._db.execute("CREATE INDEX IF NOT EXISTS by_digest ON approvals (digest, state)")
-            self.sweep()
-        except (sqlite3.Error, StoreError, OSError) as error:
-            raise UserError(
-                f"state: {place} cannot be used: {error}; move it away to begin anew"
-            ) from error
+        if self._file is not None and os.path.lexists(self._file):
+            try:
+                self._open()
+            except StoreError as error:
+                raise UserError(
+                    f"state: {self._file} cannot be used: {error}; move it away to begin anew"
+                ) from error
 
     def close(self) -> None:
         """Closes the file."""
-        self._db.close()
+        if self._db is not None:
+            self._db.close()
+
+    def _open(self) -> None:
+        """Opens the file, or the memory in its place; made if there is none. Idempotent."""
+        with self._lock:
+            if self._db is not None:
+                return
+            import sqlite3
+
+            place = ":memory:" if self._file is None else str(self._file)
+            try:
+                if self._file is not None:
+                    # It shows what agents ask for. What sqlite puts beside it gets the same rights.
+                    os.close(os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                db = sqlite3.connect(
+                    place, timeout=5.0, check_same_thread=False, isolation_level=None
+                )
+            except (sqlite3.Error, OSError) as error:
+                raise StoreError(str(error)) from error
+            try:
+                db.execute("PRAGMA journal_mode=WAL")
+                db.execute("PRAGMA synchronous=FULL")
+                db.execute(
+                    "CREATE TABLE IF NOT EXISTS approvals (id TEXT PRIMARY KEY, digest TEXT NOT "
+                    "NULL, state TEXT NOT NULL, expires REAL NOT NULL, body BLOB NOT NULL)"
+                )
+                db.execute("CREATE INDEX IF NOT EXISTS by_digest ON approvals (digest, state)")
+                self._db = db
+                self.sweep()
+            except (sqlite3.Error, StoreError) as error:
+                self._db = None
+                db.close()
+                raise StoreError(str(error)) from error
 
     def add(self, approval: Approval) -> None:
         """Keeps a new approval."""
+        self._open()
         if self._clock() - self._swept > _SWEEP_SECONDS:
             self.sweep()
         row = approval.id, approval.digest, approval.state.value, approval.expires
@@ -167,11 +196,11 @@ class ApprovalStore:
 
     def count(self) -> int:
         """How many wait for a decision."""
-        (row,) = self._rows(
+        rows = self._rows(
             "SELECT count(*) FROM approvals WHERE state = 'pending' AND expires > ?",
             (self._clock(),),
         )
-        return int(row[0])
+        return int(rows[0][0]) if rows else 0
 
     def all(self) -> list[Approval]:
         """Every approval that is still known, the oldest first."""
@@ -227,14 +256,17 @@ class ApprovalStore:
                 yield
                 self._rows("COMMIT")
             finally:
-                if self._db.in_transaction:
+                if self._db is not None and self._db.in_transaction:
                     self._rows("ROLLBACK")
 
     def _rows(self, statement: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        db = self._db
+        if db is None:
+            return []  # nothing was ever kept
         try:
             with self._lock:
-                return self._db.execute(statement, values).fetchall()
-        except sqlite3.Error as error:
+                return db.execute(statement, values).fetchall()
+        except db.Error as error:
             raise StoreError(f"{FILE}: {error}") from error
 
 

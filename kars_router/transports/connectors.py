@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import httpx
 import trio
@@ -19,11 +19,11 @@ from kars_router.hookspecs import Credentials
 from kars_router.transports.base import Connection, Deliver
 from kars_router.transports.client import new_client
 from kars_router.transports.http import TrioTransport, trusting
-from kars_router.transports.legacy_sse import LegacySse
 from kars_router.transports.select import AutoHttp, Verdict, transport_of
-from kars_router.transports.stdio import Stdio, environment
 from kars_router.transports.streamable_http import StreamableHttp
-from kars_router.transports.websocket import WebSocket
+
+if TYPE_CHECKING:
+    from kars_router.transports.legacy_sse import LegacySse
 
 TransportFactory = Callable[[str, Server], httpx.AsyncBaseTransport]
 
@@ -102,6 +102,9 @@ class HttpConnector:
         client = new_client(self.transport)
 
         def legacy() -> LegacySse:
+            # Late, like every way that few servers are reached by.
+            from kars_router.transports.legacy_sse import LegacySse
+
             return LegacySse(
                 client,
                 self.server.url or "",
@@ -147,6 +150,8 @@ class WebSocketConnector:
 
     def connect(self, deliver: Deliver, credentials: Credentials | None) -> Connection:
         """See `Connector.connect`."""
+        from kars_router.transports.websocket import WebSocket
+
         return WebSocket(
             self.server.url or "",
             server=self.name,
@@ -179,6 +184,8 @@ class StdioConnector:
 
     def connect(self, deliver: Deliver, credentials: Credentials | None) -> Connection:  # noqa: ARG002 - a process gets them in its environment
         """See `Connector.connect`."""
+        from kars_router.transports.stdio import Stdio, environment
+
         given = dict(self.server.env)
         return Stdio(
             (*self.server.command, *self.server.args),

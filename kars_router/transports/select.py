@@ -9,7 +9,7 @@ Source: MCP 2025-11-25 "Transports / Backwards Compatibility".
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 from attrs import define, evolve
@@ -19,8 +19,10 @@ from kars_router.errors import CallFailed
 from kars_router.model import Failure
 from kars_router.telemetry import log
 from kars_router.transports.base import Connection, Delivery, Position
-from kars_router.transports.legacy_sse import LegacySse
 from kars_router.transports.streamable_http import StreamableHttp
+
+if TYPE_CHECKING:
+    from kars_router.transports.legacy_sse import LegacySse
 
 # A refusal for want of credentials (401, 403) or of health (5xx) is no evidence.
 _KNOWS_NO_POST: Final = (400, 404, 405)

@@ -161,7 +161,10 @@ async def test_a_disk_that_fails_denies_what_needs_an_approval(
     async with open_cell(agent, server) as cell:
         await govern(cell.router, plugin := Scripted(APPROVE))
         cell.router.governance.recorder = recording = Recording()
-        cell.router.holder._store._db.execute("DROP TABLE approvals")
+        store = cell.router.holder._store
+        store._open()
+        assert store._db is not None
+        store._db.execute("DROP TABLE approvals")
         result = await cell.call("echo")
         assert meta(result) == {
             "fate": "not_executed",

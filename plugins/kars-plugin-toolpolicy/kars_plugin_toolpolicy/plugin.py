@@ -1,7 +1,8 @@
 """The hooks: makes governor and transformer for the policies in force.
 
 Owns what outlives a change of policies, which is the store of what limits count. Must not know
-what policies mean.
+what policies mean. What knows it is imported once there are policies: with the libraries for
+conditions, schemas and patterns it takes 17 MiB, and the plugin is in every image.
 """
 
 from __future__ import annotations
@@ -9,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
-from kars_plugin_toolpolicy.engine import Engine
-from kars_plugin_toolpolicy.governor import PolicyGovernor
-from kars_plugin_toolpolicy.limits import Limits
-from kars_plugin_toolpolicy.redaction import Redactor
-from kars_plugin_toolpolicy.store import Store
 from kars_router.hookspecs import GovernanceSettings, Governor, Transformer, hookimpl
+
+if TYPE_CHECKING:
+    from kars_plugin_toolpolicy.engine import Engine
+    from kars_plugin_toolpolicy.store import Store
 
 STORE: Final = "toolpolicy.sqlite"
 
@@ -43,6 +43,9 @@ class ToolPolicyPlugin:
         """
         if not settings.policies:
             return ()
+        from kars_plugin_toolpolicy.governor import PolicyGovernor
+        from kars_plugin_toolpolicy.limits import Limits
+
         engine = self._compiled(settings)
         state, user = settings.state, object()
         limits = Limits(engine.settings, self._opened(state))
@@ -56,6 +59,10 @@ class ToolPolicyPlugin:
         Raises:
             ConfigError: a condition, a schema or a profile cannot be used.
         """
+        if not settings.policies:
+            return ()
+        from kars_plugin_toolpolicy.redaction import Redactor
+
         engine = self._compiled(settings)
         return (Redactor(engine.matching),) if engine.redacts else ()
 
@@ -70,12 +77,16 @@ class ToolPolicyPlugin:
         # Asked by each of the two hooks; compiling is not for nothing.
         policies = tuple(settings.policies)
         if self._engine is None or policies != self._policies:
+            from kars_plugin_toolpolicy.engine import Engine
+
             self._engine, self._policies = Engine.of(policies), policies
         return self._engine
 
     def _opened(self, state: Path | None) -> Store:
         store = self._stores.get(state)
         if store is None:
+            from kars_plugin_toolpolicy.store import Store
+
             store = self._stores[state] = Store.open(state and state / STORE)
         return store
 

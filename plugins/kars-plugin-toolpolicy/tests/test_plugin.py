@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -142,3 +144,19 @@ async def test_a_directory_that_cannot_be_used_leaves_the_one_in_use_alone(tmp_p
     assert held_open(good)
     await governor.aclose()
     assert not held_open(tmp_path)
+
+
+def test_it_takes_no_memory_where_there_are_no_policies() -> None:
+    program = (
+        "import sys\n"
+        "from kars_plugin_toolpolicy import plugin\n"
+        "from kars_router.hookspecs import GovernanceSettings\n"
+        "none = GovernanceSettings(policies=())\n"
+        "assert not plugin.kars_governors(none) and not plugin.kars_transformers(none)\n"
+        "heavy = {'cel_expr_python', 'google', 'jsonschema_rs', 're2', 'sqlite3'}\n"
+        "assert not heavy & {name.partition('.')[0] for name in sys.modules}, sorted(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr

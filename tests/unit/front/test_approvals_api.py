@@ -230,7 +230,10 @@ async def test_policies_that_nobody_enforces_are_refused() -> None:
 
 @pytest.mark.usefixtures("_token")
 async def test_a_disk_that_fails_is_said_and_decides_nothing(bench: Bench) -> None:
-    bench.router.holder._store._db.execute("DROP TABLE approvals")
+    store = bench.router.holder._store
+    store._open()
+    assert store._db is not None
+    store._db.execute("DROP TABLE approvals")
     for response in (
         await bench.admin.get(PATH, headers=SHOWN),
         await bench.admin.get(f"{PATH}?all=true", headers=SHOWN),

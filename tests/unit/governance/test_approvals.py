@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from attrs import define, evolve
 
-from kars_router.errors import UserError
+from kars_router.errors import StoreError, UserError
 from kars_router.governance.approvals import FILE, Approval, ApprovalState, ApprovalStore
 from kars_router.governance.holding import digest_of
 from kars_router.model import GovernedCall
@@ -63,6 +63,26 @@ def test_what_is_kept_is_there_after_a_restart(tmp_path: Path, clock: Clock) -> 
     ]
     first.close()
     second.close()
+
+
+def test_there_is_no_file_before_there_is_an_approval(tmp_path: Path, store: ApprovalStore) -> None:
+    assert store.pending() == store.all() == store.find("d") == []
+    assert store.count() == 0
+    assert store.get("a") is None
+    assert store.change("a", ApprovalState.PENDING, state=ApprovalState.APPROVED) is None
+    assert [*tmp_path.iterdir()] == []
+    store.add(approval())
+    assert (tmp_path / FILE).exists()
+    assert store.count() == 1
+
+
+def test_a_file_that_cannot_be_made_keeps_nothing(tmp_path: Path, store: ApprovalStore) -> None:
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(StoreError):
+        store.add(approval())
+    (tmp_path / FILE).rmdir()
+    store.add(approval())
+    assert store.get("a") == approval()
 
 
 def test_an_approval_is_used_once(store: ApprovalStore) -> None:

@@ -409,10 +409,8 @@ async def test_what_a_person_sees_of_a_call_has_no_room_to_hide_in(
         assert held.arguments == '{"ok":1,"path":"/etc"}'
 
 
-def test_a_store_that_failed_works_again(tmp_path: Path) -> None:
-    """A transaction that failed must not stay open."""
-    store = ApprovalStore(tmp_path, lambda: 1000.0)
-    one = Approval(
+def an_approval() -> Approval:
+    return Approval(
         id="a",
         digest="d",
         call="c",
@@ -423,7 +421,13 @@ def test_a_store_that_failed_works_again(tmp_path: Path) -> None:
         created=1000.0,
         expires=1100.0,
     )
-    store.add(one)
+
+
+def test_a_store_that_failed_works_again(tmp_path: Path) -> None:
+    """A transaction that failed must not stay open."""
+    store = ApprovalStore(tmp_path, lambda: 1000.0)
+    store.add(an_approval())
+    assert store._db is not None
     store._db.execute("PRAGMA busy_timeout = 0")
     store._db.execute(
         "CREATE TEMP TRIGGER full BEFORE UPDATE ON approvals BEGIN "
@@ -439,7 +443,7 @@ def test_a_store_that_failed_works_again(tmp_path: Path) -> None:
         store.change("a", ApprovalState.PENDING, state=ApprovalState.APPROVED)
     other.execute("COMMIT")
     other.close()
-    assert store.get("a") == one
+    assert store.get("a") == an_approval()
     changed = store.change("a", ApprovalState.PENDING, state=ApprovalState.APPROVED)
     assert changed is not None
     store.close()
@@ -448,17 +452,7 @@ def test_a_store_that_failed_works_again(tmp_path: Path) -> None:
 def test_what_is_over_is_forgotten_without_being_listed(tmp_path: Path) -> None:
     now = [1000.0]
     store = ApprovalStore(tmp_path, lambda: now[0])
-    body = Approval(
-        id="a",
-        digest="d",
-        call="c",
-        agent="agent",
-        server="box",
-        method="tools/call",
-        name="read",
-        created=1000.0,
-        expires=1100.0,
-    )
+    body = an_approval()
     store.add(body)
     now[0] += 30 * 86_400
     store.add(evolve(body, id="b", expires=now[0] + 60))
@@ -468,6 +462,7 @@ def test_what_is_over_is_forgotten_without_being_listed(tmp_path: Path) -> None:
 
 def test_nobody_else_may_read_the_file(tmp_path: Path) -> None:
     store = ApprovalStore(tmp_path, lambda: 1000.0)
+    store.add(an_approval())
     files = [path for path in tmp_path.iterdir() if path.name.startswith(FILE)]
     assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
     store.close()

@@ -11,10 +11,10 @@ from trio.testing import wait_all_tasks_blocked
 from unit.transports.network_kit import Network
 from unit.transports.oauth.oauth_kit import SECRET, SETTINGS
 
-from kars_router.builtins.oauth import source_for
 from kars_router.config.auth import AgentAuth, Jwt
 from kars_router.front.auth import AgentGate
 from kars_router.telemetry import Metrics
+from kars_router.transports.oauth.credentials import source_for
 from kars_router.transports.oauth.errors import TokenError
 
 INSIDE = ["127.0.0.1", "10.0.0.7", "fd00::7", "::ffff:10.0.0.7", "64:ff9b::a00:7", "169.254.1.1"]

@@ -19,11 +19,12 @@ from unit.transports.oauth.oauth_kit import (
     new_world,
 )
 
-from kars_router.builtins import oauth
-from kars_router.builtins.oauth import kars_credentials, source_for
+from kars_router.builtins.oauth import kars_credentials
 from kars_router.errors import UserError
 from kars_router.hookspecs import LiveCredentials
 from kars_router.model import ServerInfo
+from kars_router.transports.oauth import credentials as oauth
+from kars_router.transports.oauth.credentials import source_for
 
 
 @contextmanager
