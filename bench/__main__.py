@@ -16,6 +16,7 @@ from bench.subjects import OURS
 
 SUITES = ("calls", "sizes", "profile", "pongs", "idle", "start", "growth", "peers")
 _DEFAULT = tuple(suite for suite in SUITES if suite != "profile")
+_QUICK = ("calls", "pongs", "idle", "start", "growth")
 
 
 def main() -> int:
@@ -33,7 +34,8 @@ def main() -> int:
         quick=asked.quick,
         out=asked.out,
     )
-    names = [suite for suite in SUITES if suite in (asked.only or _DEFAULT)]
+    default = _QUICK if asked.quick else _DEFAULT
+    names = [suite for suite in SUITES if suite in (asked.only or default)]
     if asked.profile and "profile" not in names:
         names.append("profile")
     measured: list[Figure] = []
@@ -65,7 +67,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--only", action="append", choices=SUITES, help="a suite; repeatable")
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    parser.add_argument("--quick", action="store_true", help="fewer suites, fewer and shorter rounds")
     parser.add_argument("--rounds", type=int, help="rounds of each measurement")
     parser.add_argument("--seconds", type=float, help="how long each load lasts")
     parser.add_argument("--profile", action="store_true", help="also sample the router's stacks")

@@ -36,7 +36,7 @@ def run(context: Context) -> Iterator[Figure]:
         for count in counts(context):
             context.say(f"{SUITE}: {subject.name}, {work_of(count)}")
             # Memory does not vary from round to round as time does.
-            rounds = [_round(subject, count) for _ in range(min(context.rounds, 2))]
+            rounds = [_round(subject, count) for _ in range(1 if context.quick else 2)]
             if count == 1:
                 first = [after for _, after, _ in rounds]
             values = {
