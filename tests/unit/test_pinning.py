@@ -273,4 +273,5 @@ def test_damage_is_found_or_harmless(noise: bytes, place: int) -> None:
     except LockError:
         return
     # With another name of a server it is another server's lock; every pin in it is as it was.
-    assert sorted(map(repr, found.values())) == sorted(map(repr, LOCK.values()))
+    assert len(found) == len(LOCK)
+    assert all(pins in LOCK.values() for pins in found.values())
