@@ -21,8 +21,8 @@ Header = tuple[bytes, bytes]
 
 JSON: Final = (b"content-type", b"application/json")
 _BODY_SECONDS: Final = 30.0
-# So many turns it takes a task to start, and to get what lies ready in a channel.
-_GLANCE: Final = 3
+# So many turns it takes a task to start, and to get what lies ready in a channel or a socket.
+_GLANCE: Final = 5
 STREAM_HEADERS: Final = (
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-cache, no-transform"),
