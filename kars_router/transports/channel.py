@@ -336,6 +336,13 @@ class StreamChannel(Channel):
         self._turn = trio.Lock()
         self._writing = trio.CancelScope()
 
+    def _write_now(self, payload: bytes, delivery: Delivery) -> bool:  # noqa: ARG002 - for others
+        """Writes one message if that takes no waiting, whole or not at all; whether it did.
+
+        Called while nobody writes. If it has written, `delivery.sent` is filled in.
+        """
+        return False
+
     @abc.abstractmethod
     async def _write(self, payload: bytes, delivery: Delivery) -> None:
         """Writes one message and fills in `delivery.sent`; nobody else writes meanwhile.
@@ -351,6 +358,9 @@ class StreamChannel(Channel):
 
     async def _transmit(self, payload: bytes, waiter: Waiter, *, control: bool) -> None:  # noqa: ARG002 - all take turns
         delivery = waiter.delivery
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if not self._turn.locked() and self._write_now(payload, delivery):
+            return
         async with self._turn:
             if self._over.is_set():
                 raise self._lost(waiter)

@@ -156,31 +156,57 @@ class Stdio(StreamChannel):
         self._take_back_unread(process)
         return self._reason(process)
 
-    async def _write(self, payload: bytes, delivery: Delivery) -> None:
+    @property
+    def _input(self) -> int:
         assert self._process is not None
         assert self._process.stdin is not None
-        # Between the tokens of JSON a line break means nothing; here it would end the message.
-        line = payload.replace(b"\n", b" ").replace(b"\r", b" ") + b"\n"
+        return _handle(self._process.stdin)
+
+    def _write_now(self, payload: bytes, delivery: Delivery) -> bool:
+        line = _as_line(payload)
+        if len(line) > _ATOMIC:
+            return False
         try:
-            for start in range(0, len(line), _ATOMIC):
-                piece = line[start : start + _ATOMIC]
-                await self._process.stdin.send_all(piece)
-                self._written += len(piece)
-                delivery.sent = Sent.PARTLY
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            os.write(self._input, line)
+        except OSError:  # it has no room, or no reader any more; `_write` finds out
+            return False
+        self._note_written(len(line), delivery)
+        return True
+
+    async def _write(self, payload: bytes, delivery: Delivery) -> None:
+        rest = memoryview(_as_line(payload))
+        try:
+            while rest:
+                try:
+                    taken = os.write(self._input, rest)
+                except BlockingIOError:
+                    await trio.lowlevel.wait_writable(self._input)
+                    continue
+                rest = rest[taken:]
+                if rest:
+                    self._written += taken
+                    delivery.sent = Sent.PARTLY
+        except (OSError, trio.ClosedResourceError) as error:
             raise ChannelEnded("the process takes no more input") from error
+        self._note_written(taken, delivery)
+
+    def _note_written(self, count: int, delivery: Delivery) -> None:
+        self._written += count
         delivery.sent = Sent.YES
-        self._ends.append((self._written, delivery))
-        while self._ends[0][0] <= self._written - _PIPE:
-            self._ends.popleft()
+        ends = self._ends
+        # What was answered was read, and all that was written before it.
+        if ends and ends[-1][1].heard:
+            ends.clear()
+        ends.append((self._written, delivery))
+        while ends and (ends[0][1].heard or ends[0][0] <= self._written - _PIPE):
+            ends.popleft()
 
     def _take_back_unread(self, process: trio.Process) -> None:
         """Notes which messages a process that has ended has left in its pipe, not wholly read.
 
         Nobody has acted on those, and nobody will, once the pipe has no reader any more.
         """
-        assert process.stdin is not None
-        descriptor = process.stdin.fileno()  # type: ignore[attr-defined] # a pipe's stream has one
+        descriptor = self._input
         poll = select.poll()
         poll.register(descriptor, 0)
         if not any(state & select.POLLERR for _, state in poll.poll(0)):
@@ -227,7 +253,7 @@ class Stdio(StreamChannel):
     async def _read_stdout(self, process: trio.Process) -> None:
         assert process.stdout is not None
         lines = LineDecoder(self._limit)
-        async for chunk in process.stdout:
+        while chunk := await _read(process.stdout):
             self.hear()
             for line in lines.feed(chunk):
                 if line.cut:
@@ -283,6 +309,28 @@ class Stdio(StreamChannel):
         else:
             reason = f"its process exited with status {status}"
         return f"{reason}; its last line: {self._last_line[:160]}" if self._last_line else reason
+
+
+def _as_line(payload: bytes) -> bytes:
+    # Between the tokens of JSON a line break means nothing; here it would end the message.
+    return payload.replace(b"\n", b" ").replace(b"\r", b" ") + b"\n"
+
+
+def _handle(stream: trio.abc.AsyncResource) -> int:
+    """The descriptor of a pipe; negative once it was closed."""
+    assert isinstance(stream, trio.lowlevel.FdStream)
+    return stream.fileno()
+
+
+async def _read(stream: trio.abc.AsyncResource) -> bytes:
+    """What a pipe holds, or nothing at its end; in fewer steps than its stream would take.
+
+    A stream tries first and waits then, but what is read here has mostly not come yet.
+    """
+    while True:
+        await trio.lowlevel.wait_readable(_handle(stream))
+        with contextlib.suppress(BlockingIOError):
+            return os.read(_handle(stream), _CHUNK)
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:
