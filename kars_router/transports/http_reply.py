@@ -176,7 +176,7 @@ class TrioReply(httpx.AsyncByteStream):
         receive: Callable[[int], Awaitable[bytes | bytearray]] = connection.stream.receive_some
         plain = connection.plain
         if plain is not None:
-            receive = plain.receive_more if parser.head_complete else plain.receive_next
+            receive = plain.receive_next
         data = await bounded(READ, self.limits, self.request, receive, parser.room)
         try:
             if data:

@@ -48,6 +48,7 @@ class CountedStream(trio.abc.Stream):
         self.socket: trio.socket.SocketType = stream.socket
         self.sent = 0
         self._patient = True
+        self._more = False  # whether something is likely to be there
         self._poll: select.poll | None = None
 
     @contextlib.contextmanager
@@ -88,30 +89,30 @@ class CountedStream(trio.abc.Stream):
         return taken
 
     async def receive_next(self, max_bytes: int) -> bytes:
-        """As `receive_some`, for a peer that is not expected to have written yet."""
+        """As `receive_some`, in fewer steps.
+
+        It waits first where nothing is likely to be there: where less came the last time than
+        there was room for.
+        """
+        if self._more:
+            await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             handle = self.socket.fileno()
             if handle < 0:
                 raise trio.ClosedResourceError("this connection was closed here")
-            await trio.lowlevel.wait_readable(handle)
+            at_once, self._more = self._more, False
+            if not at_once:
+                await trio.lowlevel.wait_readable(handle)
             try:
-                return os.read(handle, max_bytes)
+                data = os.read(handle, max_bytes)
             except BlockingIOError:
                 continue
             except OSError as exc:
                 raise self._broken(exc) from exc
-
-    async def receive_more(self, max_bytes: int) -> bytes:
-        """As `receive_some`, in fewer steps."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        try:
-            data = os.read(self.socket.fileno(), max_bytes)
-        except BlockingIOError:
-            return await self.receive_next(max_bytes)
-        except OSError as exc:
-            raise self._broken(exc) from exc
-        await trio.lowlevel.cancel_shielded_checkpoint()
-        return data
+            self._more = len(data) == max_bytes
+            if at_once:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            return data
 
     def is_readable(self) -> bool:
         """Whether the peer has written something, or has closed."""

@@ -35,38 +35,36 @@ async def test_what_needs_no_waiting_is_counted_too() -> None:
     assert not far.is_readable()
     assert near.send_now(b"hello") == near.sent == 5
     assert await far.receive_next(3) == b"hel"
-    assert await far.receive_more(100) == b"lo"
+    assert await far.receive_next(100) == b"lo"
     while taken := near.send_now(b"x" * 1_000_000):
         assert taken <= 1_000_000  # until the kernel takes no more
     assert far.is_readable()
     rest = near.sent - 5
     while rest:
-        rest -= len(await far.receive_more(100_000))
+        rest -= len(await far.receive_next(100_000))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(far.receive_more, 10)  # waits for something to come
+        nursery.start_soon(far.receive_next, 10)  # waits for something to come
         await trio.testing.wait_all_tasks_blocked()
         await near.aclose()
-    assert await far.receive_more(10) == await far.receive_next(10) == b""
+    assert await far.receive_next(10) == b""
     with pytest.raises(trio.ClosedResourceError):
         near.send_now(b"x")
-    for receive in (near.receive_more, near.receive_next):
-        with pytest.raises(trio.ClosedResourceError):
-            await receive(10)
+    with pytest.raises(trio.ClosedResourceError):
+        await near.receive_next(10)
     await far.aclose()
 
 
 async def test_a_reset_is_an_error_also_where_nothing_waits() -> None:
-    for receive in (CountedStream.receive_more, CountedStream.receive_next):
-        near, far = await counted_pair()
-        near.send_now(b"unread")
-        await trio.lowlevel.wait_readable(far.socket)
-        await far.aclose()  # with something unread, so it is a reset
-        with pytest.raises(trio.BrokenResourceError):
-            await receive(near, 10)
-        with pytest.raises(trio.BrokenResourceError):
-            near.send_now(b"x")
-        assert near.sent == 6
-        await near.aclose()
+    near, far = await counted_pair()
+    near.send_now(b"unread")
+    await trio.lowlevel.wait_readable(far.socket)
+    await far.aclose()  # with something unread, so it is a reset
+    with pytest.raises(trio.BrokenResourceError):
+        await near.receive_next(10)
+    with pytest.raises(trio.BrokenResourceError):
+        near.send_now(b"x")
+    assert near.sent == 6
+    await near.aclose()
 
 
 async def test_closing_wakes_who_waits() -> None:
