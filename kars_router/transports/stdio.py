@@ -153,7 +153,7 @@ class Stdio(StreamChannel):
                 await process.wait()
                 await self._stderr_read.wait()
             nursery.cancel_scope.cancel()
-        self._take_back_unread(process)
+        self._take_back_unread()
         return self._reason(process)
 
     @property
@@ -176,16 +176,17 @@ class Stdio(StreamChannel):
     async def _write(self, payload: bytes, delivery: Delivery) -> None:
         rest = memoryview(_as_line(payload))
         try:
-            while rest:
+            while True:
                 try:
                     taken = os.write(self._input, rest)
                 except BlockingIOError:
                     await trio.lowlevel.wait_writable(self._input)
                     continue
                 rest = rest[taken:]
-                if rest:
-                    self._written += taken
-                    delivery.sent = Sent.PARTLY
+                if not rest:
+                    break
+                self._written += taken
+                delivery.sent = Sent.PARTLY
         except (OSError, trio.ClosedResourceError) as error:
             raise ChannelEnded("the process takes no more input") from error
         self._note_written(taken, delivery)
@@ -201,7 +202,7 @@ class Stdio(StreamChannel):
         while ends and (ends[0][1].heard or ends[0][0] <= self._written - _PIPE):
             ends.popleft()
 
-    def _take_back_unread(self, process: trio.Process) -> None:
+    def _take_back_unread(self) -> None:
         """Notes which messages a process that has ended has left in its pipe, not wholly read.
 
         Nobody has acted on those, and nobody will, once the pipe has no reader any more.
