@@ -15,7 +15,7 @@ from typing import Final
 
 from attrs import field, frozen
 
-from bench.processes import program
+from bench.processes import cores, program
 from bench.subjects import Subject
 
 _PROGRAMS: Final = Path(__file__).resolve().parent / "programs"
@@ -106,7 +106,8 @@ def found(where: Path) -> tuple[list[Peer], list[Source]]:
 
 def stdio_server() -> list[str]:
     """The command of the stdio server. Isolated: nothing but the standard library is loaded."""
-    interpreter, *rest = program(STDIO_SERVER.removesuffix(".py"))
+    processors = ",".join(map(str, sorted(cores()[1])))
+    interpreter, *rest = program(STDIO_SERVER.removesuffix(".py"), processors)
     return [interpreter, "-I", "-S", *rest]
 
 

@@ -5,13 +5,16 @@ one write, and knows the tools of `upstream.py` that answer with JSON: `json_N` 
 of N bytes. It needs nothing but the standard library, and loads little of that, because some peers
 start one for each session or even for each call.
 
-    python -S -E stdio_server.py
+    python -S -E stdio_server.py [PROCESSORS]
+
+It moves to the processors that are named, `0,2` for instance: what starts it has one for itself.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 
 READ = 256 * 1024
 SIZES = (128, 1024, 64 * 1024, 1024 * 1024)
@@ -69,6 +72,8 @@ class Server:
 
 def main() -> None:
     """Answers until its input ends."""
+    if len(sys.argv) > 1:
+        os.sched_setaffinity(0, map(int, sys.argv[1].split(",")))
     server = Server()
     rest = b""
     while data := os.read(0, READ):
