@@ -67,7 +67,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--only", action="append", choices=SUITES, help="a suite; repeatable")
-    parser.add_argument("--quick", action="store_true", help="fewer suites, fewer and shorter rounds")
+    parser.add_argument("--quick", action="store_true", help="fewer suites and shorter rounds")
     parser.add_argument("--rounds", type=int, help="rounds of each measurement")
     parser.add_argument("--seconds", type=float, help="how long each load lasts")
     parser.add_argument("--profile", action="store_true", help="also sample the router's stacks")

@@ -234,7 +234,7 @@ def _against_peers(figures: tuple[Figure, ...]) -> list[Bar]:
         Bar(
             name=f"{wanted[figure.metric][1]}, to that of {figure.subject}",
             suite=figure.suite,
-            subject=_ours(figures, figure),
+            subject=ours,
             work=figure.work,
             metric=figure.metric,
             direction=wanted[figure.metric][0],
@@ -245,14 +245,15 @@ def _against_peers(figures: tuple[Figure, ...]) -> list[Bar]:
         if figure.suite == "peers"
         and figure.metric in wanted
         and not figure.subject.startswith(("kars", "direct"))
+        for ours in _ours(figures, figure)
     ]
 
 
-def _ours(figures: tuple[Figure, ...], theirs: Figure) -> str:
-    """The name of our router in the comparison that a peer's figure belongs to."""
+def _ours(figures: tuple[Figure, ...], theirs: Figure) -> list[str]:
+    """The routers that did the same work as a peer, with either listener."""
     names = {
         figure.subject
         for figure in figures
         if (figure.suite, figure.work, figure.metric) == ("peers", theirs.work, theirs.metric)
     }
-    return "kars" if "kars" in names else min((n for n in names if "kars" in n), default="kars")
+    return [name for name in ("kars", "kars-lean") if name in names]
