@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
 import socket
 import sys
 import tempfile
@@ -80,7 +82,9 @@ def configured(subject: Subject, **keys: Any) -> Subject:
     def command(upstream: int, port: int) -> list[str]:
         url = f"http://127.0.0.1:{upstream}/mcp"
         servers = {SERVER: {"url": url, "allowedTools": ["*"]}}
-        place = Path(tempfile.mkdtemp(prefix="kars-bench-")) / "kars.yaml"
+        directory = tempfile.mkdtemp(prefix="kars-bench-")
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        place = Path(directory, "kars.yaml")
         place.write_text(json.dumps({"servers": servers, **keys}))
         arguments = subject.command(upstream, port)
         at = arguments.index("--upstream")
@@ -104,13 +108,17 @@ def running(subject: Subject, upstream_port: int) -> Iterator[Program]:
         BenchError: it did not start.
     """
     port = 0 if subject.announces else free_port()
-    with start(
-        subject.command(upstream_port, port),
-        on=cores()[0],
-        port=port,
-        env=subject.env,
-        leave_out=subject.leave_out,
-    ) as started:
+    with (
+        # Nothing that an earlier run has left, such as a router's record of its sessions.
+        tempfile.TemporaryDirectory(prefix="kars-bench-") as home,
+        start(
+            subject.command(upstream_port, port),
+            on=cores()[0],
+            port=port,
+            env={"HOME": home, **subject.env},
+            leave_out=subject.leave_out,
+        ) as started,
+    ):
         wait_for(started)
         yield started
 

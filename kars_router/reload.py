@@ -20,7 +20,7 @@ from kars_router.telemetry import log
 
 _POLL_SECONDS = 2.0
 
-_Stamp = tuple[int, int, int] | None
+Stamp = tuple[int, int, int] | None
 
 
 async def watch(
@@ -29,6 +29,7 @@ async def watch(
     upstreams: Sequence[str] = (),
     overrides: Mapping[str, object] | None = None,
     *,
+    seen: Sequence[Stamp] = (),
     poll: float = _POLL_SECONDS,
 ) -> None:
     """Applies the file each time that it or the lock of tools changes, until cancelled.
@@ -38,19 +39,20 @@ async def watch(
         path: the file; a Kubernetes ConfigMap's symbolic links are followed anew each time.
         upstreams: what the command line added to the file at the start.
         overrides: what the command line replaced in it.
+        seen: the stamps of the file and of the lock, each taken before it was read at the start;
+            without them the first look reads the file again.
         poll: seconds between looks.
     """
     read = partial(load, path, upstreams=upstreams, overrides=overrides, environ=os.environ)
-    # The file may have changed since it was read at the start, so the first look reads it.
-    seen: list[_Stamp] | None = None
+    before = [*seen]
     refused: list[str] = []
     while True:
         await trio.sleep(poll)
-        now = [await _stamp(path), await _stamp(router.config.tools_lock)]
+        now = [stamp(path), stamp(router.config.tools_lock)]
         # What is wrong may be mended elsewhere, in a file that only the refused one names.
-        if now == seen and not refused:
+        if now == before and not refused:
             continue
-        same, seen = now == seen, now
+        same, before = now == before, now
         problems = await _take_over(router, path, read, was_refused=bool(refused))
         if problems and not (same and problems == refused):
             router.metrics.reloads.labels("refused").inc()
@@ -87,11 +89,16 @@ async def _take_over(
     return []
 
 
-async def _stamp(path: Path | None) -> _Stamp:
+def stamp(path: Path | None) -> Stamp:
+    """What tells a version of a file from the next; None if there is no file.
+
+    It asks the system at once: that takes microseconds, and a thread for it would cost half a
+    megabyte and two wake-ups, over and over.
+    """
     if path is None:
         return None
     try:
-        stat = await trio.Path(path).stat()
+        stat = path.stat()
     except OSError:
         return None  # between two versions, usually; loading says what is wrong if it stays
     return stat.st_ino, stat.st_mtime_ns, stat.st_size

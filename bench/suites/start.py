@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -57,17 +58,18 @@ def _imports() -> float:
 def _first_list(subject: Subject, upstream_port: int) -> float:
     port = free_port()
     command = subject.command(upstream_port, port)
-    begin = time.monotonic()
-    with start(command, on=cores()[0], port=port) as program:
-        while time.monotonic() < begin + _START_SECONDS:
-            agent = Agent(port, subject.path)
-            with suppress(BenchError):
-                tools, _ = agent.tools(agent.open())
-                if tools:
-                    return time.monotonic() - begin
-            agent.close()
-            program.usage()  # it must not have ended
-            time.sleep(0.002)
+    with tempfile.TemporaryDirectory(prefix="kars-bench-") as home:
+        begin = time.monotonic()
+        with start(command, on=cores()[0], port=port, env={"HOME": home}) as program:
+            while time.monotonic() < begin + _START_SECONDS:
+                agent = Agent(port, subject.path)
+                with suppress(BenchError):
+                    tools, _ = agent.tools(agent.open())
+                    if tools:
+                        return time.monotonic() - begin
+                agent.close()
+                program.usage()  # it must not have ended
+                time.sleep(0.002)
     raise BenchError(f"{subject.name} lists no tools within {_START_SECONDS:g} s")
 
 

@@ -7,7 +7,8 @@ import linecache
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +32,7 @@ with loading(without=_WITHOUT, later=_LATER):
     from kars_router.config.load import DEFAULT_FILE, default_path, load
     from kars_router.config.schema import Config, Listener
     from kars_router.errors import UserError
-    from kars_router.reload import watch
+    from kars_router.reload import stamp, watch
     from kars_router.service import Router, open_router
     from kars_router.telemetry import configure_logging, log
 
@@ -93,7 +94,9 @@ def command(
         )
     given = {"listen": listen, "admin": admin, "listener": listener}
     overrides = {k: v for k, v in given.items() if v is not None}
+    file_seen = stamp(path)
     config = load(path, upstreams=upstreams, overrides=overrides, environ=os.environ)
+    seen = (file_seen, stamp(config.tools_lock))
     configure_logging(level=config.log.level.value, style=config.log.format.value)
     _raise_file_limit()
     if config.listener is Listener.HYPERCORN:
@@ -102,7 +105,10 @@ def command(
             import kars_router.front.hypercorn_server  # noqa: F401
     # The sources of what attrs and cattrs have generated, for tracebacks only: 0.7 MiB.
     linecache.clearcache()
-    trio.run(_run, config, path, upstreams, overrides)
+    follow = None
+    if path is not None and config.reload:
+        follow = partial(watch, path=path, upstreams=upstreams, overrides=overrides, seen=seen)
+    trio.run(_run, config, follow)
 
 
 def _raise_file_limit() -> None:
@@ -111,9 +117,7 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _run(
-    config: Config, path: Path | None, upstreams: tuple[str, ...], overrides: dict[str, str]
-) -> None:
+async def _run(config: Config, follow: Callable[[Router], Awaitable[None]] | None) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as outer:
             stop = trio.Event()
@@ -122,8 +126,8 @@ async def _run(
                 gc.freeze()
                 # Outlives the router's nurseries on purpose: a second signal comes as they end.
                 outer.start_soon(_heed, signals, stop, router)  # noqa: ASYNC111
-                if path is not None and config.reload:
-                    inner.start_soon(watch, router, path, upstreams, overrides)
+                if follow is not None:
+                    inner.start_soon(follow, router)
                 await stop.wait()
                 inner.cancel_scope.cancel()
             outer.cancel_scope.cancel()

@@ -164,14 +164,15 @@ def _write(handle: int, rows: list[dict[str, Any]]) -> int:
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        text = path.read_bytes()
+        file = path.open("rb")
     except FileNotFoundError:
         return
-    for line in text.splitlines():
-        try:
-            row = msgspec.json.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            log().warning("record_unreadable", path=str(path))  # a torn last line, usually
-            continue
-        if isinstance(row, dict):
-            yield row
+    with file:
+        for line in file:  # one at a time: what is read at once is never given back
+            try:
+                row = msgspec.json.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                log().warning("record_unreadable", path=str(path))  # a torn last line, usually
+                continue
+            if isinstance(row, dict):
+                yield row
