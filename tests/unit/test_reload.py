@@ -20,7 +20,7 @@ from kars_router.config.tools_lock import write_lock
 from kars_router.errors import ConfigError, PluginError
 from kars_router.hookspecs import GovernanceSettings, Governor, Transformer, hookimpl
 from kars_router.pinning import Pin
-from kars_router.reload import watch
+from kars_router.reload import stamp, watch
 from kars_router.testing import HeartbeatServer, RpcError, text_of
 
 
@@ -204,6 +204,39 @@ async def test_a_changed_file_is_applied_and_an_invalid_one_is_not(
         with pytest.raises(RpcError):
             await agent.call("box__increment")
         assert len(bench.servers["box"].happenings("deleted")) == 0
+
+
+@pytest.mark.parametrize("changed", [False, True])
+async def test_what_was_read_at_the_start_is_read_again_only_if_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
+) -> None:
+    reads: list[Path | None] = []
+
+    def counted(path: Path | None, **more: Any) -> Any:
+        reads.append(path)
+        return load(path, **more)
+
+    monkeypatch.setattr("kars_router.reload.load", counted)
+    file = File(tmp_path / "kars.yaml")
+    file.write(box={})
+    seen = [stamp(file.path)]
+    config = evolve(load(file.path, environ={}), admin=None)
+    seen.append(stamp(config.tools_lock))
+    if changed:
+        file.write(box={"allowedTools": ["read"]})
+    async with (
+        HeartbeatServer.open() as box,
+        open_bench(config, servers={"box": box}) as bench,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(partial(watch, bench.router, file.path, seen=seen, poll=0.01))
+        if not changed:
+            await trio.sleep(0.2)  # twenty looks
+            assert reads == []
+            file.write(box={"allowedTools": ["read"]})
+        await until(lambda: reloads(bench, "applied") == 1)
+        assert reads == [file.path]
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_file_written_anew_without_a_change_changes_nothing(tmp_path: Path) -> None:
