@@ -21,8 +21,9 @@ Header = tuple[bytes, bytes]
 
 JSON: Final = (b"content-type", b"application/json")
 _BODY_SECONDS: Final = 30.0
-# So many turns it takes a task to start, and to get what lies ready in a channel or a socket.
-_GLANCE: Final = 5
+# At most so many turns it takes a task to start, and to get what lies ready: in a channel, or in a
+# socket behind another request. In which order the tasks of one turn run is a matter of chance.
+_GLANCE: Final = 8
 STREAM_HEADERS: Final = (
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-cache, no-transform"),
@@ -117,6 +118,22 @@ class Exchange:
         )
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
+    async def deliver(self, status: int, body: bytes, headers: Iterable[Header] = ()) -> bool:
+        """Sends a whole response to a peer that may leave meanwhile; only after the body was read.
+
+        Its last byte goes by itself: who leaves before that has not got it all. What is asked
+        afterwards is of no use, since servers also report a finished exchange as a disconnect.
+
+        Returns:
+            whether the peer was there for the last byte, as far as the server knows. Nobody else
+            may be waiting for its leaving meanwhile.
+        """
+        await self.start(status, [(b"content-length", b"%d" % len(body)), *headers])
+        await self.write(body[:-1])
+        there = not (self.gone or await self.has_left())
+        await self._send({"type": "http.response.body", "body": body[-1:], "more_body": False})
+        return there
+
     async def start(self, status: int, headers: Iterable[Header]) -> None:
         """Begins a streamed response."""
         self.started = True
@@ -141,6 +158,8 @@ class Exchange:
             nursery.start_soon(self.note_disconnect)
             for _ in range(_GLANCE):
                 await trio.lowlevel.checkpoint()
+                if self.gone:
+                    break
             nursery.cancel_scope.cancel()
         return self.gone
 

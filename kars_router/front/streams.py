@@ -83,17 +83,7 @@ class Outlet:
         self.over = True
         self.attendance.leave(self)
         if self.stream is None:
-            # Asked before the end is sent: servers also report a finished exchange as a disconnect.
-            if self.undo and self._attending is None:
-                await self.exchange.has_left()
-            there = not self.exchange.gone
-            if answer is None:
-                await self.exchange.start(200, STREAM_HEADERS)
-                await self.exchange.finish()
-            else:
-                await self.exchange.respond(200, answer, (JSON,))
-            if there:
-                self.undo.clear()
+            await self._finish_plainly(answer)
             return
         if answer is not None:
             self.stream.put(answer, on_lost=self.take_back)
@@ -102,6 +92,20 @@ class Outlet:
             await self._attending.done.wait()
             if self._attending.error is not None:
                 raise self._attending.error
+
+    async def _finish_plainly(self, answer: bytes | None) -> None:
+        if answer is None:
+            await self.exchange.start(200, STREAM_HEADERS)
+            await self.exchange.finish()
+        elif not self.undo:
+            await self.exchange.respond(200, answer, (JSON,))
+        else:
+            if self._attending is not None:
+                # It may be about to learn that the peer has left; only one can ask.
+                self._attending.scope.cancel()
+                await self._attending.done.wait()
+            if await self.exchange.deliver(200, answer, (JSON,)):
+                self.undo.clear()
 
     async def attend(self) -> None:
         """See `Attended.attend`: watches the peer, and writes the stream once there is one."""

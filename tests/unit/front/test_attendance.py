@@ -129,7 +129,27 @@ async def test_what_depends_on_the_answers_arrival(autojump_clock: MockClock, go
         assert [message["type"] for message in sent] == [
             "http.response.start",
             "http.response.body",
+            "http.response.body",  # the last byte, which says that the others were taken
         ]
+
+
+async def test_what_is_being_learnt_as_the_answer_comes(autojump_clock: MockClock) -> None:
+    """Somebody looks already whether the peer is there, and has not seen yet that it is not."""
+    async with open_kit() as kit:
+        await kit.connect()
+        undone: list[bool] = []
+        left = trio.Event()
+        left.set()
+
+        async def work(outlet: Outlet) -> bytes | None:
+            outlet.undo.append(lambda: undone.append(True))
+            assert outlet.attendance.attend(outlet)
+            while outlet._attending is None:
+                await trio.lowlevel.checkpoint()
+            return b"{}"
+
+        await answer(exchange([], left), session_of(kit), kit.legacy._attendance, work)
+        assert undone == [True]
 
 
 async def test_a_peer_that_has_left_is_told_nothing(autojump_clock: MockClock) -> None:
