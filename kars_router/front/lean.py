@@ -64,7 +64,7 @@ class LeanServer:
             self.log.exception("a connection failed")
         finally:
             self._connections.discard(connection)
-            sock.close()
+            connection.cut_off()  # a task of the application's may still be writing elsewhere
 
     async def run(self) -> None:
         """Ends what takes too long, until it is cancelled; then cuts every connection off."""

@@ -306,6 +306,46 @@ async def test_a_cancelled_server_cuts_everything_off_at_once(where: str) -> Non
         assert len(await read_all(stream)) < len(BIG)
 
 
+@pytest.mark.parametrize("reads", ["nothing", "an end", "too much"])
+async def test_a_write_of_another_task_ends_with_the_connection(reads: str) -> None:
+    """Also if nobody reads on the connection meanwhile, so that nobody else has to be woken."""
+    ended = trio.Event()
+
+    async def write(receive: Receive, send: Send, writing: trio.CancelScope) -> None:
+        with writing:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(receive)
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await send({"type": "http.response.body", "body": BIG, "more_body": True})
+                await trio.sleep_forever()
+        ended.set()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        writing = trio.CancelScope()
+        await take_body(receive)
+        elsewhere.start_soon(write, receive, send, writing)
+        try:
+            await trio.sleep_forever()
+        finally:
+            writing.cancel()
+
+    server = LeanServer(app, keep_alive=KEEP_ALIVE)
+    async with trio.open_nursery() as elsewhere:
+        ours, theirs = trio.socket.socketpair()
+        async with trio.SocketStream(ours) as stream, trio.open_nursery() as connections:
+            connections.start_soon(server.handle, trio.SocketStream(theirs))
+            await stream.send_all(request())
+            if reads == "an end":
+                await stream.send_eof()
+            elif reads == "too much":
+                with trio.move_on_after(0.1):
+                    await stream.send_all(BIG)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            connections.cancel_scope.cancel()
+        with trio.fail_after(1):
+            await ended.wait()
+
+
 async def test_a_socket_that_fails_before_it_is_looked_at() -> None:
     async with serving(Recorder()) as rig:
         listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
