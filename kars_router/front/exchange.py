@@ -156,11 +156,16 @@ class Exchange:
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.note_disconnect)
-            for _ in range(_GLANCE):
-                await trio.lowlevel.checkpoint()
-                if self.gone:
-                    break
+            await self.glance()
             nursery.cancel_scope.cancel()
+        return self.gone
+
+    async def glance(self) -> bool:
+        """The same where somebody waits for that already, who may be about to learn of it."""
+        for _ in range(_GLANCE):
+            if self.gone:
+                break
+            await trio.lowlevel.checkpoint()
         return self.gone
 
     async def note_disconnect(self) -> None:

@@ -223,7 +223,10 @@ async def serve_get(exchange: Exchange, session: AgentSession) -> None:
 
 
 async def follow(exchange: Exchange, stream: EventStream, reader: Reader) -> None:
-    """Writes a stream's events as they come, until its end or until the reader is closed."""
+    """Writes a stream's events as they come, until its end or until the reader is closed.
+
+    Somebody else has to keep `exchange.gone` right meanwhile.
+    """
     while not reader.closed:
         event = stream.take(reader)
         if event is not None:
@@ -236,7 +239,7 @@ async def follow(exchange: Exchange, stream: EventStream, reader: Reader) -> Non
             if quiet.cancelled_caught:
                 await exchange.write(sse.KEEPALIVE)
     # Asked before the end is sent: servers also report a finished exchange as a disconnect.
-    if not (exchange.gone or reader.closed or stream.standing):
+    if not (stream.standing or await exchange.glance() or reader.closed):
         stream.complete()
     await exchange.finish()
 

@@ -109,3 +109,44 @@ async def test_who_leaves_while_the_answer_is_written(listener: Listener, reads:
             with trio.fail_after(5):
                 await done.wait()
     assert undone == [True] * (reads != "everything")
+
+
+@pytest.mark.parametrize("listener", list(Listener))
+@pytest.mark.parametrize("reads", ["some", "everything"])
+async def test_who_leaves_while_a_stream_is_written(listener: Listener, reads: str) -> None:
+    """The answer is kept for an agent that comes back; if none does, it is lost with the session."""
+    undone: list[bool] = []
+    done = trio.Event()
+
+    async def work(outlet: Outlet) -> bytes | None:
+        stream = outlet.open()
+        assert stream is not None
+        stream.put(b"{}")
+        outlet.undo.append(lambda: undone.append(True))
+        return BIG
+
+    async with open_kit() as kit:
+        for _ in range(10):
+            await kit.connect()
+            session = kit.agents.all()[-1]
+            done = trio.Event()
+
+            async def app(scope: Scope, receive: Receive, send: Send) -> None:
+                await take_body(receive)
+                exchange = Exchange(scope, receive, send)
+                await answer(exchange, session, kit.legacy._attendance, work)  # noqa: B023
+                done.set()  # noqa: B023
+
+            async with serving(app, listener) as port:
+                stream = await trio.open_tcp_stream("127.0.0.1", port)
+                await stream.send_all(request())
+                if reads == "some":
+                    await stream.receive_some(1000)
+                    await trio.testing.wait_all_tasks_blocked(0.02)
+                else:
+                    await read_some(stream, b"0\r\n\r\n")
+                await stream.aclose()
+                with trio.fail_after(5):
+                    await done.wait()
+            kit.agents.end(session, "the test is over")
+    assert undone == [True] * (10 if reads == "some" else 0)
