@@ -32,9 +32,6 @@ from kars_router.wire.envelope import INPUT_REQUIRED, Envelope, EnvelopeError
 from kars_router.wire.jsonrpc import Kind, Message
 
 _CLIENT_NAME: Final = 64
-# A write that took this long has waited for its reader, who may have left instead.
-_STUCK_SECONDS: Final = 1.0
-_STEPS: Final = 3
 # Errors of our own whose answer has a status of its own; all others have 200.
 _STATUS: Final = {
     jsonrpc.PARSE_ERROR: 400,
@@ -344,22 +341,25 @@ class _Round:
             await self.exchange.start(200, STREAM_HEADERS)
         await self.exchange.write(chunk)
 
+    @property
+    def _costly(self) -> bool:
+        """Whether an answer that does not arrive has to be taken back."""
+        return self.call.answer is not None and bool(self.call.answer.undo)
+
     async def _end(self, status: int, response: bytes) -> None:
         if self.exchange.started:
             response = sse.encode(response)
         else:
             length = (b"content-length", b"%d" % len(response))
             await self.exchange.start(status, (JSON, length))
-        # The end goes by itself: servers report it as a disconnect, too, so only what is
-        # reported before it tells that the agent has left.
-        began = trio.current_time()
-        await self.exchange.write(response)
-        await trio.lowlevel.checkpoint_if_cancelled()  # servers may not let a write be cancelled
-        if trio.current_time() - began > _STUCK_SECONDS:
-            # Writing to somebody who has left fails in silence; `_watch` is about to hear of it.
-            for _ in range(_STEPS):
-                await trio.lowlevel.checkpoint()
+        if self.parked or self._costly:
+            # The last byte goes by itself: who leaves before that has not got it all. Writing to
+            # somebody who has left fails in silence; `_watch` may be about to hear of it.
+            await self.exchange.write(response[:-1])
+            response = response[-1:]
+            await self.exchange.glance()
         self.settled = True
+        await self.exchange.write(response)
         await self.exchange.finish()
 
 

@@ -10,12 +10,29 @@ import trio
 import trio.testing
 from unit.front.handshake_kit import open_kit
 from unit.front.lean_kit import BIG, Serve, read_some, request, take_body
+from unit.front.stateless_kit import open_rig
 
 from kars_router.config.addresses import Address
 from kars_router.config.schema import Listener
 from kars_router.front import listen
+from kars_router.front.callers import AgentCaller
 from kars_router.front.exchange import Exchange, Receive, Scope, Send
+from kars_router.front.operations import Answer
 from kars_router.front.streams import Outlet, answer
+
+LAST_CHUNK = b"\r\n0\r\n\r\n"
+
+
+async def read_sized(stream: trio.SocketStream) -> None:
+    """Takes a response, as far as its Content-Length says."""
+    got, whole = 0, None
+    while whole is None or got < whole:
+        part = bytes(await stream.receive_some())
+        assert part
+        got += len(part)
+        if whole is None:  # a head comes in one piece
+            length = part.partition(b"content-length: ")[2].partition(b"\r\n")[0]
+            whole = part.index(b"\r\n\r\n") + 4 + int(length)
 
 
 @asynccontextmanager
@@ -114,7 +131,7 @@ async def test_who_leaves_while_the_answer_is_written(listener: Listener, reads:
 @pytest.mark.parametrize("listener", list(Listener))
 @pytest.mark.parametrize("reads", ["some", "everything"])
 async def test_who_leaves_while_a_stream_is_written(listener: Listener, reads: str) -> None:
-    """The answer is kept for an agent that comes back; if none does, it is lost with the session."""
+    """The answer is kept for an agent that comes back, and otherwise lost with its session."""
     undone: list[bool] = []
     done = trio.Event()
 
@@ -149,4 +166,38 @@ async def test_who_leaves_while_a_stream_is_written(listener: Listener, reads: s
                 with trio.fail_after(5):
                     await done.wait()
             kit.agents.end(session, "the test is over")
+    assert undone == [True] * (10 if reads == "some" else 0)
+
+
+@pytest.mark.parametrize("listener", list(Listener))
+@pytest.mark.parametrize("kind", ["json", "stream"])
+@pytest.mark.parametrize("reads", ["some", "everything"])
+async def test_a_stateless_agent_that_leaves_while_it_is_written_to(
+    listener: Listener, kind: str, reads: str
+) -> None:
+    undone: list[bool] = []
+
+    async def handle(_: object, __: object, caller: AgentCaller) -> Answer:
+        if kind == "stream":
+            caller.tell("notifications/progress", b'{"progressToken":1,"progress":1}')
+            await trio.testing.wait_all_tasks_blocked()
+        return Answer(result=b'{"text":"%b"}' % BIG, undo=(lambda: undone.append(True),))
+
+    async with open_rig() as rig:
+        rig.operations.handlers["tools/call"] = handle
+        built = rig.build("tools/call", {"name": "tool"}, extra={"progressToken": 1})
+        fields = [f"{name}: {value}" for name, value in built["headers"].items()]
+        async with serving(rig.app, listener) as port:
+            for _ in range(10):
+                stream = await trio.open_tcp_stream("127.0.0.1", port)
+                await stream.send_all(request("POST /mcp HTTP/1.1", *fields, body=built["content"]))
+                if reads == "some":
+                    await stream.receive_some(1000)
+                    await trio.testing.wait_all_tasks_blocked(0.02)
+                else:
+                    await (
+                        read_some(stream, LAST_CHUNK) if kind == "stream" else read_sized(stream)
+                    )
+                await stream.aclose()
+                await trio.testing.wait_all_tasks_blocked(0.02)
     assert undone == [True] * (10 if reads == "some" else 0)
