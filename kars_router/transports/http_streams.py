@@ -104,7 +104,8 @@ class CountedStream(trio.abc.Stream):
             if not at_once:
                 await trio.lowlevel.wait_readable(handle)
             try:
-                data = os.read(handle, max_bytes)
+                # Asked again: it may have been closed since, and the number be another file's.
+                data = os.read(self.socket.fileno(), max_bytes)
             except BlockingIOError:
                 continue
             except OSError as exc:

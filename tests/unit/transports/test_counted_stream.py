@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
+
 import pytest
 import trio
 
@@ -78,3 +81,32 @@ async def test_closing_wakes_who_waits() -> None:
         nursery.start_soon(wait)
         await trio.testing.wait_all_tasks_blocked()
         await near.aclose()
+
+
+async def test_nothing_is_read_from_whatever_has_its_descriptor_next() -> None:
+    """A stream may be closed between the moment its reader is woken and that in which it reads."""
+    raced = 0
+    while raced < 3:  # which of the two goes first is a matter of chance
+        near, far = await counted_pair()
+        other, secret = os.pipe()
+        os.write(secret, b"another's")
+        found: list[bytes] = []
+
+        async def read(near: CountedStream, found: list[bytes]) -> None:
+            with suppress(trio.ClosedResourceError):
+                found.append(await near.receive_next(100))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read, near, found)
+            await trio.testing.wait_all_tasks_blocked()
+            far.send_now(b"mine")
+            await trio.lowlevel.checkpoint()  # wakes both in the same round
+            number = near.socket.fileno()
+            first = not found
+            near.socket.close()
+            os.dup2(other, number)
+        raced += first
+        assert found == ([] if first else [b"mine"])
+        for descriptor in (number, other, secret):
+            os.close(descriptor)
+        await far.aclose()
