@@ -20,6 +20,8 @@ _STEPS = 20
 # Short enough for some thousand to be there at a time, and for the others to have ended.
 _IDLE = "2s"
 _EVERY_CALLS = 10
+# So that about as many are alive at any time, however fast the machine is at the moment.
+_EACH_SECOND = 600
 
 
 def run(context: Context) -> Iterator[Figure]:
@@ -56,9 +58,12 @@ def _abandoned(subject: Subject, sessions: int) -> Iterator[Figure]:
     roomy = configured(subject, limits={"agentSessions": 50_000}, sessions={"idle": _IDLE})
     memory: list[float] = []
     with upstream("--ping", "3") as server, running(roomy, server.port) as router:
+        due = time.monotonic()
         for _ in range(_STEPS):
             agent = Agent(router.port, subject.path)
             for number in range(sessions // _STEPS):
+                due = max(due + 1 / _EACH_SECOND, time.monotonic())
+                time.sleep(max(due - time.monotonic(), 0.0))
                 session = agent.open()
                 if number % _EVERY_CALLS == 0:
                     agent.call(session, "json_128")
