@@ -196,6 +196,14 @@ BARS: Final = (
                 limit=1.0,
             ),
             Bar(
+                name="a core's share for 1,000 idle sessions",
+                suite="idle",
+                subject=subject,
+                work="1,000 sessions",
+                metric="cpu",
+                limit=10.0,
+            ),
+            Bar(
                 name="start to the first tools/list, to the imports alone",
                 suite="start",
                 subject=subject,

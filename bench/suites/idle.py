@@ -45,7 +45,8 @@ def run(context: Context) -> Iterator[Figure]:
             started = subject if work == work_of(1) else roomy
             # Memory does not vary from round to round as time does.
             rounds = [
-                _round(started, subject.path, count) for _ in range(1 if context.quick else 2)
+                _round(started, subject.path, count)
+                for _ in range(1 if context.quick else min(context.rounds, 2))
             ]
             if work == FILE:
                 first = [after for _, after, _ in rounds]
