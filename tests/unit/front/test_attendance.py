@@ -144,7 +144,7 @@ async def test_what_is_being_learnt_as_the_answer_comes(autojump_clock: MockCloc
         async def work(outlet: Outlet) -> bytes | None:
             outlet.undo.append(lambda: undone.append(True))
             assert outlet.attendance.attend(outlet)
-            while outlet._attending is None:
+            while outlet._attending is None:  # noqa: ASYNC110 - it is made by a task that tells nobody
                 await trio.lowlevel.checkpoint()
             return b"{}"
 
