@@ -17,6 +17,8 @@ from bench.bars import Verdict
 KEPT: Final = Path(__file__).with_name("kept.json")
 TOLERANCE: Final = 1.5
 _NEARLY: Final = 1.1
+# Other programs change without us.
+_OTHERS: Final = "peers"
 # What is next to nothing may double without meaning anything.
 _LEAST: Final = 0.05
 
@@ -36,13 +38,13 @@ def load(path: Path = KEPT) -> dict[str, float]:
 def keep(judged: Sequence[Verdict], path: Path = KEPT) -> None:
     """Keeps what was measured for later runs, beside what this run did not measure."""
     before = load(path) if path.exists() else {}
-    now = {key(each): round(each.value, 3) for each in judged if each.value is not None}
+    now = {key(each): round(each.value, 3) for each in _ours(judged) if each.value is not None}
     path.write_text(json.dumps({**before, **now}, indent=1, sort_keys=True) + "\n")
 
 
 def complaints(judged: Sequence[Verdict], kept: dict[str, float]) -> Iterator[str]:
     """One sentence for each bar that is missed although it was met, or that has become worse."""
-    for verdict in judged:
+    for verdict in _ours(judged):
         bar, value = verdict.bar, verdict.value
         if value is None:
             continue
@@ -55,6 +57,10 @@ def complaints(judged: Sequence[Verdict], kept: dict[str, float]) -> Iterator[st
         # What is no ratio depends on the machine.
         elif bar.over and before is not None and _worse(value, before, TOLERANCE, low=low):
             yield f"{what}: {value:.3g} {verdict.unit}; it was {before:.3g}"
+
+
+def _ours(judged: Sequence[Verdict]) -> list[Verdict]:
+    return [verdict for verdict in judged if verdict.bar.suite != _OTHERS]
 
 
 def _meets(value: float, limit: float, *, low: bool) -> bool:
