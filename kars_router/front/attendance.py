@@ -38,16 +38,17 @@ class Attendance:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Looks after what is there, until cancelled; then nothing is attended to any more."""
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                task_status.started()
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            try:
                 while True:
                     await self._some.wait()
                     await trio.sleep(PATIENCE_SECONDS)
                     self._look()
-        finally:
-            self._nursery = None
+            finally:
+                # Before the nursery waits for its tasks: it may close any time from then on.
+                self._nursery = None
 
     def enter(self, one: Attended) -> None:
         """Has one attended to, unless it leaves before long; never waits."""

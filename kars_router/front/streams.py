@@ -124,10 +124,11 @@ class Outlet:
 
     async def _attend(self, attending: _Attending) -> None:
         if await self.exchange.has_left():
-            self._hang_up()
+            if self.stream is not None and self._reader is not None:
+                self.stream.detach(self._reader)
             return
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch, nursery.cancel_scope)
+            nursery.start_soon(_watch, self.exchange, nursery.cancel_scope)
             with trio.move_on_at(self.since + KEEPALIVE_SECONDS):
                 await attending.turn.wait()
             stream = self.open()
@@ -139,14 +140,6 @@ class Outlet:
                 finally:
                     stream.detach(self._reader)
             nursery.cancel_scope.cancel()
-
-    async def _watch(self, scope: trio.CancelScope) -> None:
-        await self.exchange.note_disconnect()
-        scope.cancel()
-
-    def _hang_up(self) -> None:
-        if self.stream is not None and self._reader is not None:
-            self.stream.detach(self._reader)
 
     def close(self) -> None:
         """Leaves nothing behind that waits for more to be said."""

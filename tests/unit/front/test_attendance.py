@@ -171,3 +171,26 @@ async def test_a_peer_that_has_left_is_told_nothing(autojump_clock: MockClock) -
         await answer(exchange(sent, left), session_of(kit), kit.legacy._attendance, work)
         assert heard == [False]
         assert sent == []
+
+
+async def test_while_it_ends_nobody_is_attended_to_any_more(autojump_clock: MockClock) -> None:
+    """Its nursery may close at any time from then on, and would be started in afterwards."""
+    attendance, last_words = Attendance(), trio.Event()
+
+    class Slow:
+        since = 0.0
+
+        async def attend(self) -> None:
+            with trio.CancelScope(shield=True):
+                await last_words.wait()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(attendance.run)
+        assert attendance.attend(Slow())
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await wait_all_tasks_blocked()
+            taken = attendance.attend(Slow())
+        last_words.set()
+    assert not taken
