@@ -9,7 +9,7 @@ from attrs import frozen
 
 from bench.context import Context
 from bench.load import Outcome, load, open_sessions
-from bench.model import Figure
+from bench.model import Figure, figures
 from bench.processes import Program
 from bench.subjects import DIRECT, Subject, running, upstream
 
@@ -68,21 +68,17 @@ def measure(
                     if number >= 0:
                         outcomes[target.name].append(outcome)
             for name, found in outcomes.items():
-                yield from figures(suite, name, work.name, found)
+                yield from figures(suite, name, work.name, came_to(found))
 
 
-def figures(suite: str, subject: str, work: str, outcomes: Sequence[Outcome]) -> Iterator[Figure]:
-    """What the rounds of one load came to."""
-    values = {
+def came_to(outcomes: Sequence[Outcome]) -> dict[tuple[str, str], list[float]]:
+    """What the rounds of one load came to, by metric and unit."""
+    return {
         ("throughput", "calls/s"): [each.calls / each.seconds for each in outcomes],
         ("cpu per call", "us"): [each.cpu / each.calls * 1e6 for each in outcomes],
         ("latency p50", "ms"): [each.p50 * 1e3 for each in outcomes],
         ("latency p99", "ms"): [each.p99 * 1e3 for each in outcomes],
     }
-    for (metric, unit), rounds in values.items():
-        yield Figure(
-            suite=suite, subject=subject, work=work, metric=metric, unit=unit, rounds=tuple(rounds)
-        )
 
 
 def _load(target: _Target, work: Work, seconds: float) -> Outcome:

@@ -7,7 +7,7 @@ rounds, and a ratio is taken round by round between things that were measured in
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from attrs import frozen
 
@@ -36,6 +36,23 @@ class Figure:
     def median(self) -> float:
         """The middle of the rounds."""
         return statistics.median(self.rounds)
+
+
+def figures(
+    suite: str, subject: str, work: str, values: Mapping[tuple[str, str], Sequence[float]]
+) -> Iterator[Figure]:
+    """What was measured of one subject at one work.
+
+    Args:
+        suite: which suite measured it.
+        subject: what was measured.
+        work: what it had to do.
+        values: the rounds of each figure, by metric and unit.
+    """
+    for (metric, unit), rounds in values.items():
+        yield Figure(
+            suite=suite, subject=subject, work=work, metric=metric, unit=unit, rounds=tuple(rounds)
+        )
 
 
 @frozen(kw_only=True)

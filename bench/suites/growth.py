@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from bench.agent import Agent
 from bench.context import Context
-from bench.model import Figure
+from bench.model import Figure, figures
 from bench.subjects import SERVER, Subject, configured, routers, running, upstream
 
 SUITE = "growth"
@@ -29,7 +29,6 @@ def run(context: Context) -> Iterator[Figure]:
     for subject in routers(context.subjects):
         context.say(f"{SUITE}: {subject.name}, {LISTED}")
         yield from _catalogue(context, subject)
-        # The two listeners differ in nothing that is kept for a session.
         sessions = 10_000 if context.quick else 100_000
         context.say(f"{SUITE}: {subject.name}, {sessions:,} abandoned sessions")
         yield from _abandoned(subject, sessions)
@@ -69,15 +68,8 @@ def _abandoned(subject: Subject, sessions: int) -> Iterator[Figure]:
                     agent.call(session, "json_128")
             agent.close()
             memory.append(router.usage().rss / 2**20)
-    work = work_of(sessions)
-    name = subject.name
-    yield Figure(
-        suite=SUITE, subject=name, work=work, metric="memory", unit="MiB", rounds=tuple(memory)
-    )
-    grown = slope(tuple(memory), sessions)
-    yield Figure(
-        suite=SUITE, subject=name, work=work, metric="slope", unit="B/session", rounds=(grown,)
-    )
+    values = {("memory", "MiB"): memory, ("slope", "B/session"): [slope(tuple(memory), sessions)]}
+    yield from figures(SUITE, subject.name, work_of(sessions), values)
 
 
 def _catalogue(context: Context, subject: Subject) -> Iterator[Figure]:
@@ -107,12 +99,4 @@ def _catalogue(context: Context, subject: Subject) -> Iterator[Figure]:
         ("list cpu", "ms"): cpu,
         ("list size", "KiB"): [size / 1024],
     }
-    for (metric, unit), rounds in values.items():
-        yield Figure(
-            suite=SUITE,
-            subject=subject.name,
-            work=LISTED,
-            metric=metric,
-            unit=unit,
-            rounds=tuple(rounds),
-        )
+    yield from figures(SUITE, subject.name, LISTED, values)

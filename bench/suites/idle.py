@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from bench.agent import Agent
 from bench.context import Context
 from bench.load import open_sessions
-from bench.model import Figure
+from bench.model import Figure, figures
 from bench.processes import BenchError, Usage
 from bench.subjects import Subject, configured, routers, running, upstream
 
@@ -66,15 +66,7 @@ def run(context: Context) -> Iterator[Figure]:
                     (after.rss - alone.rss) / 1024 / (count - 1)
                     for (_, after, _), alone in zip(rounds, first, strict=True)
                 ]
-            for (metric, unit), found in values.items():
-                yield Figure(
-                    suite=SUITE,
-                    subject=subject.name,
-                    work=work,
-                    metric=metric,
-                    unit=unit,
-                    rounds=tuple(found),
-                )
+            yield from figures(SUITE, subject.name, work, values)
 
 
 def _round(subject: Subject, path: str, count: int) -> tuple[Usage, Usage, float]:

@@ -15,8 +15,8 @@ from attrs import define, evolve, field, frozen
 
 from bench.context import Context
 from bench.load import Outcome, load, open_sessions
-from bench.loads import figures
-from bench.model import Figure
+from bench.loads import came_to
+from bench.model import Figure, figures
 from bench.peers import STDIO_SERVER, directory, found, stdio_server
 from bench.processes import BenchError, Program
 from bench.subjects import SERVER, Subject, configured, routers, running, upstream
@@ -143,7 +143,8 @@ def _calls(context: Context, kind: str, entrants: Sequence[_Entrant]) -> Iterato
                     if number >= 0:
                         runner.outcomes.append(outcome)
             for runner in runners:
-                yield from figures(SUITE, runner.entrant.subject.name, work, runner.outcomes)
+                name = runner.entrant.subject.name
+                yield from figures(SUITE, name, work, came_to(runner.outcomes))
                 runner.outcomes.clear()
 
 
@@ -185,21 +186,13 @@ def _idle(context: Context, kind: str, entrants: Sequence[_Entrant]) -> Iterator
                 _leave_out(context, name, error)
                 continue
         values = {
-            ("memory", "MiB"): own / 2**20,
-            ("memory per session", "KiB"): (own_later - own) / count / 1024,
+            ("memory", "MiB"): [own / 2**20],
+            ("memory per session", "KiB"): [(own_later - own) / count / 1024],
         }
         if kind == STDIO:
             more = (everything_later - everything) / count / 1024
-            values["memory per session, servers included", "KiB"] = more
-        for (metric, unit), value in values.items():
-            yield Figure(
-                suite=SUITE,
-                subject=name,
-                work=f"{kind} server, {IDLE}",
-                metric=metric,
-                unit=unit,
-                rounds=(value,),
-            )
+            values["memory per session, servers included", "KiB"] = [more]
+        yield from figures(SUITE, name, f"{kind} server, {IDLE}", values)
 
 
 def _memory(program: Program) -> tuple[int, int]:

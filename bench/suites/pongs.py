@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from bench.agent import Agent
 from bench.context import Context
 from bench.load import load, open_sessions
-from bench.model import Figure
+from bench.model import Figure, figures
 from bench.subjects import Subject, routers, running, upstream
 
 SUITE = "pongs"
@@ -29,13 +29,12 @@ def run(context: Context) -> Iterator[Figure]:
             lost.setdefault(subject.name, []).append(gone)
     for name, rounds in found.items():
         values = {
-            "p50": [statistics.median(pongs) for pongs in rounds],
-            "p99": [pongs[int(len(pongs) * 0.99)] for pongs in rounds],
-            "max": [pongs[-1] for pongs in rounds],
+            ("p50", "ms"): [statistics.median(pongs) * 1e3 for pongs in rounds],
+            ("p99", "ms"): [pongs[int(len(pongs) * 0.99)] * 1e3 for pongs in rounds],
+            ("max", "ms"): [pongs[-1] * 1e3 for pongs in rounds],
+            ("sessions lost", ""): lost[name],
         }
-        for metric, seconds in values.items():
-            yield _figure(name, metric, "ms", [value * 1e3 for value in seconds])
-        yield _figure(name, "sessions lost", "", lost[name])
+        yield from figures(SUITE, name, WORK, values)
 
 
 def _round(context: Context, subject: Subject) -> tuple[list[float], float]:
@@ -55,9 +54,3 @@ def _round(context: Context, subject: Subject) -> tuple[list[float], float]:
         spy.close()
         # Those that wait still count as lost if they have no stream any more.
         return said["pongs"], said["lost"] + _SESSIONS - min(said["streams"], _SESSIONS)
-
-
-def _figure(subject: str, metric: str, unit: str, rounds: list[float]) -> Figure:
-    return Figure(
-        suite=SUITE, subject=subject, work=WORK, metric=metric, unit=unit, rounds=tuple(rounds)
-    )

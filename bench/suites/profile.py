@@ -12,7 +12,7 @@ from typing import Final
 
 from bench.context import Context
 from bench.load import Outcome, load, open_sessions
-from bench.model import Figure
+from bench.model import Figure, figures
 from bench.processes import BenchError, Program
 from bench.subjects import LIMIT, Subject, routers, running, upstream
 
@@ -47,15 +47,16 @@ def run(context: Context) -> Iterator[Figure]:
                 _round(context, subject, spy, graph, kind="flamegraph")
     for subject in subjects:
         name = subject.name
-        yield _figure(name, "cpu per call", "us", costs[name])
-        if subject is LIMIT:
-            continue
-        for part in PARTS:
-            values = [found[part] / found.total() * 100 for found in shares[name]]
-            yield _figure(name, f"share of the {part}", "%", values)
-        pairs = zip(costs[name], shares[name], strict=True)
-        without = [cost * rest(found) for cost, found in pairs]
-        yield _figure(name, "cpu per call without the listener", "us", without)
+        values = {("cpu per call", "us"): costs[name]}
+        if subject is not LIMIT:
+            for part in PARTS:
+                values[f"share of the {part}", "%"] = [
+                    found[part] / found.total() * 100 for found in shares[name]
+                ]
+            pairs = zip(costs[name], shares[name], strict=True)
+            without = [cost * rest(found) for cost, found in pairs]
+            values["cpu per call without the listener", "us"] = without
+        yield from figures(SUITE, name, WORK, values)
 
 
 def attribute(folded: str) -> Counter[str]:
@@ -112,10 +113,4 @@ def _load(program: Program, subject: Subject, sessions: list[str], seconds: floa
         tool="json_128",
         connections=_CONNECTIONS,
         seconds=seconds,
-    )
-
-
-def _figure(subject: str, metric: str, unit: str, rounds: list[float]) -> Figure:
-    return Figure(
-        suite=SUITE, subject=subject, work=WORK, metric=metric, unit=unit, rounds=tuple(rounds)
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.agent import Agent
 from bench.context import Context
-from bench.model import Figure
+from bench.model import Figure, figures
 from bench.processes import BenchError, cores, start
 from bench.subjects import Subject, free_port, routers, upstream
 
@@ -34,17 +34,10 @@ def run(context: Context) -> Iterator[Figure]:
             for subject in routers(context.subjects):
                 found.setdefault(subject.name, []).append(_first_list(subject, server.port))
     for name, seconds in found.items():
-        values = tuple(value * 1e3 for value in seconds)
-        yield Figure(suite=SUITE, subject=name, work=WORK, metric="time", unit="ms", rounds=values)
+        values = {("time", "ms"): [value * 1e3 for value in seconds]}
+        yield from figures(SUITE, name, WORK, values)
     for name, size in sorted(sizes().items(), key=lambda pair: -pair[1]):
-        yield Figure(
-            suite=SUITE,
-            subject=name,
-            work="installed",
-            metric="size",
-            unit="KiB",
-            rounds=(size / 1024,),
-        )
+        yield from figures(SUITE, name, "installed", {("size", "KiB"): [size / 1024]})
 
 
 def _imports() -> float:
