@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from peers import REPOSITORY, free_port, peer_environment, start_peer
+from peers import REPOSITORY, free_port, listener_option, peer_environment, start_peer
 
 EXAMPLE = REPOSITORY / "examples" / "governed"
 ENDED = {"read_note": "executed", "write_note": "not_executed", "delete_note": "executed"}
@@ -61,7 +61,7 @@ class Reader:
 
 
 @pytest.fixture
-def reader(tmp_path: Path) -> Iterator[Reader]:
+def reader(tmp_path: Path, each_listener: str) -> Iterator[Reader]:
     pytest.importorskip("kars_plugin_toolpolicy")
     found = Reader(tmp_path / "governed")
     with (
@@ -72,7 +72,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
             port=found.server_port,
         ),
         start_peer(
-            [sys.executable, "-m", "kars_router", "run"],
+            [sys.executable, "-m", "kars_router", "run", *listener_option()],
             log_path=tmp_path / "router.log",
             cwd=found.place,
             ready_url=f"http://127.0.0.1:{found.admin_port}/healthz",
