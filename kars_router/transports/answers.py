@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
 import httpx
@@ -21,7 +21,7 @@ from kars_router.errors import CallFailed
 from kars_router.model import Phase, Sent
 from kars_router.telemetry import log
 from kars_router.transports.base import Deliver, Delivery, Position
-from kars_router.transports.client import Reply
+from kars_router.transports.client import HttpxReply, Reply
 from kars_router.wire import eras, jsonrpc, sse
 from kars_router.wire.jsonrpc import Kind
 
@@ -334,19 +334,14 @@ def describe(error: Exception) -> str:
 
 @asynccontextmanager
 async def open_chunks(response: httpx.Response) -> AsyncIterator[AsyncIterator[bytes]]:
-    """The body of a response, chunk by chunk; releases the response however it is left."""
-    # Whoever walks away in the middle leaves httpx's generators suspended, one inside the other,
-    # and closing the outermost one leaves the others to the garbage collector. The error that
-    # comes out of a stream which has been closed ends all of them.
-    chunks = response.aiter_raw()
+    """The body of a response of httpx, chunk by chunk; releases it however it is left."""
+    reply = HttpxReply(response)
     try:
-        yield chunks
+        yield aiter(reply)
     finally:
-        await release(response)  # noqa: ASYNC102 - shielded and bounded there
-        with suppress(httpx.RequestError, httpx.StreamError):
-            with trio.move_on_after(_DRAIN_SECONDS, shield=True):  # noqa: ASYNC100, RUF100
-                async for _ in chunks:
-                    pass
+        # Also one that is closed by now: somebody may have walked away from it before.
+        with trio.move_on_after(_DRAIN_SECONDS, shield=True):
+            await reply.aclose()
 
 
 async def release(response: httpx.Response | Reply) -> None:

@@ -172,11 +172,15 @@ class Client(httpx.AsyncClient):
             timeout=httpx.Timeout(**limits),
             extensions={EXTENSION: exchange},
         )
-        return _HttpxReply(await self.send(request, stream=True))
+        return HttpxReply(await self.send(request, stream=True))
 
 
-class _HttpxReply:
-    """A response of httpx as a `Reply`."""
+class HttpxReply:
+    """A response of httpx as a `Reply`.
+
+    Args:
+        response: it, not read yet.
+    """
 
     def __init__(self, response: httpx.Response) -> None:
         self._response = response
@@ -184,17 +188,21 @@ class _HttpxReply:
 
     @property
     def status(self) -> int:
+        """See `Reply.status`."""
         return self._response.status_code
 
     @property
     def is_closed(self) -> bool:
+        """See `Reply.is_closed`."""
         return self._response.is_closed
 
     @property
     def url(self) -> httpx.URL:
+        """See `Reply.url`."""
         return self._response.url
 
     def header(self, name: str) -> str:
+        """See `Reply.header`."""
         value: str = self._response.headers.get(name, "")
         return value
 
@@ -204,6 +212,7 @@ class _HttpxReply:
         return self._chunks
 
     async def aclose(self) -> None:
+        """See `Reply.aclose`."""
         try:
             await self._response.aclose()
         finally:
