@@ -23,6 +23,9 @@ atexit.register(lambda: print(json.dumps({"event": "modules", "names": sorted(sy
 sys.exit(main(sys.argv[1:]))
 """
 
+# Measuring coverage loads modules of its own.
+UNMEASURED = {"COVERAGE_PROCESS_CONFIG": "", "COVERAGE_PROCESS_START": ""}
+
 # Each costs every pod something, and is for what few of them do: packages and modules by name, and
 # with everything in them.
 UNUSED = (
@@ -85,7 +88,7 @@ async def test_a_plain_run_loads_nothing_that_it_does_not_use(
                 *("--admin", "127.0.0.1:0", "--listener", listener),
             ],
             log_path=tmp_path / "router.log",
-            env={"HOME": str(tmp_path), "KARS_CONFIG": ""},
+            env={"HOME": str(tmp_path), "KARS_CONFIG": "", **UNMEASURED},
             cwd=tmp_path,
             ready=lambda peer: '"listening"' in peer.log(),
         )
