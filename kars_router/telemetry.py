@@ -144,7 +144,7 @@ class Metrics:
         )
         self.pong_seconds = Histogram(
             "kars_pong_seconds",
-            "From a ping's arrival to the server's receipt of the answer.",
+            "From a ping's arrival until its answer was sent.",
             ["server"],
             buckets=_BUCKETS,
             registry=registry,

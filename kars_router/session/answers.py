@@ -8,9 +8,11 @@ Source: MCP 2025-11-25 "Ping" (the receiver must respond promptly).
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import trio
+from prometheus_client import Counter, Histogram
 
 from kars_router.errors import CallFailed
 from kars_router.model import Failure
@@ -58,28 +60,56 @@ class Answers:
         self._seconds = seconds
         self._over = over
         self._open = 0
+        # Looked up with the first pong, for what never gets one has no series.
+        self._answered: Counter | None = None
+        self._seconds_of: Histogram | None = None
 
     def pong(self, ident: bytes) -> None:
-        """Answers a ping; never waits."""
+        """Answers a ping; never waits.
+
+        A server that refuses a pong is noticed with the next one, or with a call, so that nobody
+        need wait for what it says.
+        """
         self.pings += 1
-        self._start(jsonrpc.result(ident, b"{}"), trio.current_time())
+        came = trio.current_time()
+        payload = jsonrpc.result(ident, b"{}")
+        if self._over() or not self._connection.send_now(payload, self._told):
+            self._start(partial(self._post, payload), came, ping=True)
+            return
+        self._observe(came)
 
     def send(self, payload: bytes) -> None:
         """Sends a response or a notification; never waits."""
-        self._start(payload, None)
+        self._start(partial(self._post, payload), None, ping=False)
 
-    def _start(self, payload: bytes, ping_at: float | None) -> None:
+    def _told(self, rest: Callable[[], Awaitable[None]] | None) -> bool:
+        if rest is None:
+            if self._answered is None:
+                self._answered = self._metrics.pings.labels(self._server, "answered")
+            self._answered.inc()
+            return False
+        return self._start(rest, None, ping=True)
+
+    async def _post(self, payload: bytes) -> None:
+        await self._connection.send(payload, method="", delivery=Delivery(), control=True)
+
+    def _start(
+        self, sending: Callable[[], Awaitable[None]], came: float | None, *, ping: bool
+    ) -> bool:
         if self._open >= _MOST or self._over():
             self._metrics.dropped.labels(self._server, "request").inc()
-            return
+            return False
         self._open += 1
-        self._nursery.start_soon(self._send, payload, ping_at)
+        self._nursery.start_soon(partial(self._send, sending, came, ping=ping))
+        return True
 
-    async def _send(self, payload: bytes, ping_at: float | None) -> None:
+    async def _send(
+        self, sending: Callable[[], Awaitable[None]], came: float | None, *, ping: bool
+    ) -> None:
         outcome = "timeout"
         try:
             with trio.move_on_after(self._seconds):
-                await self._connection.send(payload, method="", delivery=Delivery(), control=True)
+                await sending()
                 outcome = "answered"
         except CallFailed as error:
             outcome = "failed"
@@ -87,8 +117,12 @@ class Answers:
             await self._judge(error.failure, "")
         finally:
             self._open -= 1
-        if ping_at is not None:
+        if ping:
             self._metrics.pings.labels(self._server, outcome).inc()
-            if outcome == "answered":
-                seconds = trio.current_time() - ping_at
-                self._metrics.pong_seconds.labels(self._server).observe(seconds)
+        if came is not None and outcome == "answered":
+            self._observe(came)
+
+    def _observe(self, came: float) -> None:
+        if self._seconds_of is None:
+            self._seconds_of = self._metrics.pong_seconds.labels(self._server)
+        self._seconds_of.observe(trio.current_time() - came)

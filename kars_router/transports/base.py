@@ -6,7 +6,7 @@ generation or a replay is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 import trio
@@ -17,6 +17,10 @@ from kars_router.wire.jsonrpc import Message
 
 # Takes a message, and the id of the request on whose stream it came (empty if it came on none).
 Deliver = Callable[[Message, bytes], None]
+# Takes None once the server has accepted a message; else what has to be awaited, within a time
+# limit, to know; that raises, and may be cancelled, as `Connection.send`. Returns whether it will
+# be awaited. Must not wait itself.
+Told = Callable[[Callable[[], Awaitable[None]] | None], bool]
 
 
 @define
@@ -104,6 +108,21 @@ class Connection(Protocol):
             CallFailed: with the Failure that happened.
 
         Cancellation ends the exchange and closes what cannot be used again.
+        """
+        ...
+
+    def send_now(self, payload: bytes, told: Told) -> bool:
+        """Sends a message that needs no answer, if that takes no waiting.
+
+        Nobody waits for what the server says to it. It is looked at when the way to the server is
+        used again.
+
+        Args:
+            payload: one JSON-RPC message that is no request.
+            told: called once, at any time from now on, unless the session ends before.
+
+        Returns:
+            False if nothing was sent, so that it is one for `send`.
         """
         ...
 

@@ -21,7 +21,7 @@ from kars_router.errors import CallFailed
 from kars_router.loss import CHANNEL_CLOSED
 from kars_router.model import Failure, Phase, Sent
 from kars_router.telemetry import log
-from kars_router.transports.base import Deliver, Delivery, Position
+from kars_router.transports.base import Deliver, Delivery, Position, Told
 from kars_router.transports.redaction import SHORTEST, redact
 from kars_router.wire import jsonrpc
 from kars_router.wire.jsonrpc import Kind, Message
@@ -138,6 +138,10 @@ class Channel(abc.ABC):
                 del self._waiting[ident]
         if waiter.trouble is not None:
             raise self._of(waiter, *waiter.trouble)
+
+    def send_now(self, payload: bytes, told: Told) -> bool:  # noqa: ARG002 - for others
+        """See `Connection.send_now`; not every channel can."""
+        return False
 
     async def listen(self, position: Position, on_open: Callable[[], None]) -> None:
         """See `Connection.listen`. It ends with the channel only."""
@@ -350,6 +354,14 @@ class StreamChannel(Channel):
         Raises:
             ChannelEnded: it cannot be written.
         """
+
+    def send_now(self, payload: bytes, told: Told) -> bool:
+        """See `Connection.send_now`."""
+        if self._over.is_set() or self._turn.locked():
+            return False
+        if sent := self._write_now(payload, Delivery()):
+            told(None)
+        return sent
 
     def end(self, why: str) -> None:
         """See `Channel.end`."""

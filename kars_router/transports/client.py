@@ -7,7 +7,7 @@ docs/decisions/0003-http-transport.md says how it goes on.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -16,6 +16,8 @@ from attrs import frozen
 
 from kars_router._version import __version__
 from kars_router.transports.http import EXTENSION, Exchange, Prepared, TrioTransport, View
+from kars_router.transports.http_reply import TrioReply
+from kars_router.transports.http_unread import Unread
 
 _HEADERS: Final = {
     "user-agent": f"kars-router/{__version__}",
@@ -149,6 +151,25 @@ class Client(httpx.AsyncClient):
             )
             prepared = carrier.prepare(outline.method, outline.url, request.headers.raw)
         reply = await carrier.exchange(prepared, content or b"", exchange, limits)
+        return self._noting_cookies(reply, outline)
+
+    def send_now(
+        self,
+        outline: Outline,
+        content: bytes,
+        limits: Mapping[str, float | None],
+        told: Callable[[Unread | None], bool],
+    ) -> bool:
+        """Makes one request if that takes no waiting; see `TrioTransport.send_now`."""
+        if self._carrier is None or outline.prepared is None or self._has_cookies:
+            return False
+        return self._carrier.send_now(outline.prepared, content, limits, told)
+
+    async def receive(self, outline: Outline, unread: Unread) -> Reply:
+        """Waits for the response to what `send_now` has sent; otherwise as `exchange`."""
+        return self._noting_cookies(await unread.head(), outline)
+
+    def _noting_cookies(self, reply: TrioReply, outline: Outline) -> Reply:
         if reply.header("set-cookie"):
             self._has_cookies = True
             request = httpx.Request(outline.method, outline.url)

@@ -23,6 +23,7 @@ from kars_router.transports.http_pool import Lease, Pool, PoolStats
 from kars_router.transports.http_reply import EXTENSION, Exchange, TrioReply
 from kars_router.transports.http_steps import CONNECT, PLACE, bounded
 from kars_router.transports.http_streams import Opener, guarded_opener
+from kars_router.transports.http_unread import Unread
 
 __all__ = ["EXTENSION", "Exchange", "Prepared", "TrioTransport", "View", "trusting"]
 
@@ -165,6 +166,36 @@ class TrioTransport(httpx.AsyncBaseTransport):
         message = with_body(prepared.head, prepared.method, content)
         await self._converse(reply, message, exchange)
         return reply
+
+    def send_now(
+        self,
+        prepared: Prepared,
+        content: bytes,
+        limits: Mapping[str, float | None],
+        told: Callable[[Unread | None], bool],
+    ) -> bool:
+        """Send a request on a kept connection, if that takes no waiting, and wait for nothing.
+
+        It counts as a control request.
+
+        Args:
+            prepared: the head.
+            content: the body.
+            limits: as in `request.extensions["timeout"]`, for whoever waits after all.
+            told: see `Unread`. It may be called a long time later: when the connection is used
+                again. Not called if the transport is closed before.
+
+        Returns:
+            False if nothing was sent.
+        """
+        reply = TrioReply(self._pool, Lease(control=True), limits, url=prepared.url)
+        if self._pool.closed or not self._pool.take_now(reply.lease):
+            return False
+        exchange = Exchange(control=True)
+        if not reply.send_now(with_body(prepared.head, prepared.method, content), exchange):
+            return False
+        self._pool.expect(Unread(reply, exchange, told))
+        return True
 
     def _check_origin(self, url: httpx.URL, request: httpx.Request | None = None) -> None:
         if url.scheme != self._scheme or url.netloc != self._netloc:

@@ -165,6 +165,11 @@ class ResponseParser:
         return self._read_size if self.head_complete else HEAD_LIMIT - self._overhead
 
     @property
+    def has_body(self) -> bool:
+        """Whether a part of the body has come that was not taken yet."""
+        return bool(self._pieces)
+
+    @property
     def keep_seconds(self) -> float:
         """How long the connection may idle before its next request; 0 if it must be closed."""
         return self._keep_seconds if self.complete else 0.0
@@ -223,8 +228,11 @@ class ResponseParser:
 
     def take(self) -> bytes:
         """Return the body that has come since the last call; empty if there is none."""
-        data = b"".join(self._pieces)
-        self._pieces.clear()
+        pieces = self._pieces
+        if not pieces:
+            return b""
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
         return data
 
     # What follows is called by httptools. Once the response is complete, all of it is about bytes

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import Final
+from collections import deque
+from typing import Final, Protocol
 
 import trio
 from attrs import define, frozen
@@ -77,6 +78,18 @@ class Lease:
     released: bool = False
 
 
+class Settled(Protocol):
+    """A response that nobody waits for, on a connection that would be idle if it were read."""
+
+    def settle(self) -> bool:
+        """Look at what has come, and release the connection if that is all; never waits.
+
+        Returns:
+            whether somebody else looks after it from now on, or nobody has to.
+        """
+        ...
+
+
 class Pool:
     """The connections of one origin.
 
@@ -87,7 +100,8 @@ class Pool:
     wait for a GET stream.
 
     Idle connections are reused last in, first out, so that the surplus of a burst ages and goes.
-    There is no background task: what has expired is closed at the next lease or release.
+    There is no background task: what has expired is closed at the next lease or release, and
+    responses that nobody waits for are looked at when no other connection is idle.
 
     Attributes:
         closed: `aclose` was called; leases are still given, and their users have to look here.
@@ -107,6 +121,7 @@ class Pool:
         self._places = trio.Semaphore(max_connections, max_value=max_connections)
         self._idle: list[Connection] = []  # oldest first
         self._in_use: set[Connection] = set()
+        self._unread: deque[Settled] = deque()
         self._doomed: list[trio.abc.Stream] = []
         self._opened = 0
         self._stale = 0
@@ -136,7 +151,8 @@ class Pool:
 
         Cancelled in the middle, the lease holds a connection in doubt, to be released as usual.
         """
-        self._sweep()
+        self._sweep(trio.current_time())
+        self._reclaim()
         while self._idle and lease.connection is None:
             connection = lease.connection = self._idle.pop()
             self._in_use.add(connection)
@@ -147,6 +163,24 @@ class Pool:
             await self.bury()
         return lease.connection is not None
 
+    def take_now(self, lease: Lease) -> bool:
+        """As `take_idle`, without waiting; so it finds none where one cannot tell at once."""
+        self._sweep(trio.current_time())
+        self._reclaim()
+        while self._idle and lease.connection is None:
+            plain = self._idle[-1].plain
+            if plain is None:
+                return False
+            lease.connection = self._idle.pop()
+            self._in_use.add(lease.connection)
+            if plain.is_readable():
+                self.drop_stale(lease)
+        return lease.connection is not None
+
+    def expect(self, unread: Settled) -> None:
+        """Keep a response on a leased connection until the connection is wanted."""
+        self._unread.append(unread)
+
     def adopt(self, lease: Lease, stream: trio.abc.Stream) -> None:
         """Take a connection that was just opened."""
         lease.connection = Connection(stream, self._age)
@@ -156,7 +190,7 @@ class Pool:
     def drop_stale(self, lease: Lease) -> None:
         """Give up a reused connection that turned out to be dead, and keep the place."""
         self._stale += 1
-        self._let_go(lease, 0.0)
+        self._let_go(lease)
 
     def release(self, lease: Lease, *, keep_seconds: float = 0.0) -> None:
         """Give the place back, and the connection: kept for that long, or put aside. Idempotent.
@@ -166,8 +200,9 @@ class Pool:
         if lease.released:
             return
         lease.released = True
-        self._let_go(lease, keep_seconds)
-        self._sweep()
+        now = trio.current_time()
+        self._let_go(lease, now + keep_seconds if keep_seconds > 0.0 else 0.0)
+        self._sweep(now)
         if not lease.control:
             self._places.release()
 
@@ -196,34 +231,39 @@ class Pool:
         self._doomed.extend(connection.stream for connection in (*self._idle, *self._in_use))
         self._idle.clear()
         self._in_use.clear()
+        self._unread.clear()
         await self.bury()
 
     def stats(self) -> PoolStats:
         """The counters as they are now."""
         return PoolStats(
             open=len(self._idle) + len(self._in_use),
-            idle=len(self._idle),
-            in_use=len(self._in_use),
+            idle=len(self._idle) + len(self._unread),
+            in_use=len(self._in_use) - len(self._unread),
             waiting=self._places.statistics().tasks_waiting,
             opened_total=self._opened,
             stale_dropped=self._stale,
             expired_dropped=self._expired,
         )
 
-    def _let_go(self, lease: Lease, keep_seconds: float) -> None:
+    def _let_go(self, lease: Lease, expires: float = 0.0) -> None:
         connection, lease.connection = lease.connection, None
         if connection is None or connection not in self._in_use:
             return  # there was none, or the pool was closed and has closed it
         self._in_use.remove(connection)
-        if keep_seconds > 0.0 and connection.age == self._age:
-            connection.expires = trio.current_time() + keep_seconds
+        if expires > 0.0 and connection.age == self._age:
+            connection.expires = expires
             self._soonest = min(self._soonest, connection.expires)
             self._idle.append(connection)
         else:
             self._doomed.append(connection.stream)
 
-    def _sweep(self) -> None:
-        now = trio.current_time()
+    def _reclaim(self) -> None:
+        # The oldest will do: what it has not got, those after it are not likely to have either.
+        if not self._idle and self._unread and self._unread[0].settle():
+            self._unread.popleft()
+
+    def _sweep(self, now: float) -> None:
         if now < self._soonest and len(self._idle) <= self._limit:
             return
         kept = [connection for connection in self._idle if connection.expires > now]

@@ -14,7 +14,7 @@ import trio
 from attrs import define
 
 from kars_router.transports.http_parser import ResponseParser
-from kars_router.transports.http_pool import Lease, Pool
+from kars_router.transports.http_pool import Connection, Lease, Pool
 from kars_router.transports.http_steps import READ, WRITE, bounded
 from kars_router.transports.http_streams import CountedStream, bytes_sent
 
@@ -72,6 +72,7 @@ class TrioReply(httpx.AsyncByteStream):
         self._pool = pool
         self._parser = ResponseParser(bodiless=request is not None and request.method == "HEAD")
         self._send_error: httpx.WriteError | None = None
+        self._sent_now: float | None = None
 
     @property
     def status(self) -> int:
@@ -82,6 +83,13 @@ class TrioReply(httpx.AsyncByteStream):
     def is_closed(self) -> bool:
         """See `Reply.is_closed`."""
         return self.lease.released
+
+    @property
+    def is_receipt(self) -> bool:
+        """Whether it is there to its end, and says no more than that the request was accepted."""
+        parser = self._parser
+        plain = parser.complete and 200 <= parser.status < 300 and not parser.has_body
+        return plain and not self.header("set-cookie")
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -121,6 +129,27 @@ class TrioReply(httpx.AsyncByteStream):
         except BaseException:
             exchange.accepted = _accepted(stream, before, message)
             raise
+
+    def send_now(self, message: bytes, exchange: Exchange) -> bool:
+        """Send all of the request without waiting, or give up the place; whether it was sent.
+
+        What was taken in part spoils the connection, which is dropped.
+        """
+        connection = self.lease.connection
+        assert connection is not None
+        assert connection.plain is not None
+        try:
+            taken = connection.plain.send_now(message)
+        except WRITE.causes:
+            taken = 0
+        if taken < len(message):
+            self._pool.drop_stale(self.lease)
+            self._pool.release(self.lease)
+            return False
+        exchange.complete = exchange.reused = True
+        exchange.accepted = taken
+        self._sent_now = trio.current_time()
+        return True
 
     async def read_head(self) -> None:
         """Read until the final status and headers are there."""
@@ -166,18 +195,50 @@ class TrioReply(httpx.AsyncByteStream):
 
         Idempotent, and shielded from cancellation, as it also is the way out of one.
         """
-        self._pool.release(self.lease)
+        self.give_up()
         await self._pool.bury()
 
+    def give_up(self) -> None:
+        """As `aclose`, without waiting: the connection is closed by whoever uses the pool next."""
+        self._pool.release(self.lease)
+
+    def read_now(self) -> bool:
+        """Read what has come, of a response on a plain connection; whether anything had.
+
+        Raises:
+            httpx.TransportError: it broke off, or is malformed.
+        """
+        plain = self._connected().plain
+        assert plain is not None
+        try:
+            data = plain.receive_now(self._parser.room)
+        except READ.causes as exc:
+            raise READ.failed(exc, self.request) from exc
+        if data is not None:
+            self._take(data)
+        return data is not None
+
     async def _read(self) -> None:
-        connection, parser = self.lease.connection, self._parser
-        if connection is None:
+        connection = self._connected()
+        plain, room = connection.plain, self._parser.room
+        if plain is not None and self.limits.get(READ.limit) is None:
+            try:
+                self._take(await plain.receive_next(room))
+            except READ.causes as exc:
+                raise READ.failed(exc, self.request) from exc
+        else:
+            receive: Callable[[int], Awaitable[bytes | bytearray]] = connection.stream.receive_some
+            self._take(await bounded(READ, self.limits, self.request, receive, room))
+        if self._parser.complete:
+            await self._pool.bury()
+
+    def _connected(self) -> Connection:
+        if self.lease.connection is None:
             raise httpx.ReadError("the response was closed before its end", request=self.request)
-        receive: Callable[[int], Awaitable[bytes | bytearray]] = connection.stream.receive_some
-        plain = connection.plain
-        if plain is not None:
-            receive = plain.receive_next
-        data = await bounded(READ, self.limits, self.request, receive, parser.room)
+        return self.lease.connection
+
+    def _take(self, data: bytes | bytearray) -> None:
+        parser = self._parser
         try:
             if data:
                 parser.feed(data)
@@ -190,8 +251,10 @@ class TrioReply(httpx.AsyncByteStream):
         if parser.complete:
             # At once, not when the caller asks for the end: a pong can have the connection.
             keep = parser.keep_seconds if self._send_error is None else 0.0
+            if self._sent_now is not None:
+                # The server has counted since it answered, which nobody saw.
+                keep -= trio.current_time() - self._sent_now
             self._pool.release(self.lease, keep_seconds=keep)
-            await self._pool.bury()
 
 
 def _rest_of(

@@ -8,8 +8,8 @@ Source: MCP 2025-11-25 "Transports / Backwards Compatibility".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from attrs import define, evolve
@@ -18,7 +18,7 @@ from kars_router.config.schema import Server, Transport
 from kars_router.errors import CallFailed
 from kars_router.model import Failure
 from kars_router.telemetry import log
-from kars_router.transports.base import Connection, Delivery, Position
+from kars_router.transports.base import Connection, Delivery, Position, Told
 from kars_router.transports.streamable_http import StreamableHttp
 
 if TYPE_CHECKING:
@@ -126,9 +126,13 @@ class AutoHttp:
             headers=headers,
         )
 
-    async def listen(self, position: Position, on_open: Callable[[], None]) -> None:
+    def send_now(self, payload: bytes, told: Told) -> bool:
+        """See `Connection.send_now`."""
+        return self._now.send_now(payload, told)
+
+    def listen(self, position: Position, on_open: Callable[[], None]) -> Coroutine[Any, Any, None]:
         """See `Connection.listen`."""
-        await self._now.listen(position, on_open)
+        return self._now.listen(position, on_open)
 
     async def close(self) -> None:
         """See `Connection.close`."""

@@ -9,8 +9,9 @@ Source: MCP 2025-11-25 "Transports / Streamable HTTP"; MCP 2026-07-28 "Streamabl
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import httpx
@@ -29,10 +30,11 @@ from kars_router.transports.answers import (
     release,
 )
 from kars_router.transports.authorization import Authorization
-from kars_router.transports.base import Deliver, Delivery, Position
+from kars_router.transports.base import Deliver, Delivery, Position, Told
 from kars_router.transports.client import Client, Outline, Reply
 from kars_router.transports.guard import AddressRefusedError
 from kars_router.transports.http import Exchange
+from kars_router.transports.http_unread import Unread
 from kars_router.transports.redaction import SHORTEST, redact
 from kars_router.transports.resumption import is_resumable, resume, resumption_id
 from kars_router.wire import eras
@@ -109,15 +111,22 @@ class StreamableHttp:
         ident: bytes = b"",
         control: bool = False,
         headers: Mapping[str, str] | None = None,
+        unread: Unread | None = None,
     ) -> None:
-        """See `Connection.send`.
+        """See `Connection.send`. With `unread`, it has been sent, and the rest is done.
 
         An event stream that ends before its response is gone on with, see `resume`. Where that is
         given up, the outcome is that of the first stream.
         """
         extra = {name.lower(): value for name, value in headers.items()} if headers else None
         reply = await self._open(
-            "POST", payload, name=method, delivery=delivery, control=control, extra=extra
+            "POST",
+            payload,
+            name=method,
+            delivery=delivery,
+            control=control,
+            extra=extra,
+            unread=unread,
         )
         reading = Reading(method, ident, delivery)
         failure: Failure | None = None
@@ -139,9 +148,26 @@ class StreamableHttp:
             if failure is not None and not reading.answered:
                 raise CallFailed(failure)
 
-    async def listen(self, position: Position, on_open: Callable[[], None]) -> None:
+    def send_now(self, payload: bytes, told: Told) -> bool:
+        """See `Connection.send_now`; only where there is no TLS and no token to be refreshed."""
+        if self._authorization.refreshable:
+            return False
+        outline = self._outlined("POST", self._url, None, with_body=True)
+        return self._client.send_now(
+            outline, payload, self._limits, partial(self._told, payload, told)
+        )
+
+    def _told(self, payload: bytes, told: Told, unread: Unread | None) -> bool:
+        rest = None
+        if unread is not None:
+            rest = partial(
+                self.send, payload, method="", delivery=Delivery(), control=True, unread=unread
+            )
+        return told(rest)
+
+    def listen(self, position: Position, on_open: Callable[[], None]) -> Coroutine[Any, Any, None]:
         """See `Connection.listen`."""
-        await self._stream(Reading("GET", position=position, phase=Phase.LISTEN), on_open)
+        return self._stream(Reading("GET", position=position, phase=Phase.LISTEN), on_open)
 
     async def close(self) -> None:
         """See `Connection.close`."""
@@ -221,6 +247,7 @@ class StreamableHttp:
         control: bool,
         extra: Mapping[str, str] | None = None,
         tolerated: tuple[int, ...] = (),
+        unread: Unread | None = None,
     ) -> Reply:
         refreshed = False
         url = self._url
@@ -231,8 +258,16 @@ class StreamableHttp:
             # Read before anything is awaited, so these are the ones which are sent.
             shown = self._authorization.headers
             reply = await self._once(
-                verb, url, payload, name=name, delivery=delivery, control=control, extra=extra
+                verb,
+                url,
+                payload,
+                name=name,
+                delivery=delivery,
+                control=control,
+                extra=extra,
+                unread=unread,
             )
+            unread = None
             status = reply.status
             if status < 300 or status in tolerated:
                 return reply
@@ -260,13 +295,17 @@ class StreamableHttp:
         delivery: Delivery,
         control: bool,
         extra: Mapping[str, str] | None,
+        unread: Unread | None,
     ) -> Reply:
-        exchange = Exchange(control=control)
+        exchange = Exchange(control=control) if unread is None else unread.exchange
         delivery.sent = Sent.NO
         phase = Phase.CONNECT
         try:
             outline = self._outlined(verb, url, extra, with_body=payload is not None)
-            reply = await self._client.exchange(outline, payload, exchange, self._limits)
+            if unread is None:
+                reply = await self._client.exchange(outline, payload, exchange, self._limits)
+            else:
+                reply = await self._client.receive(outline, unread)
         except httpx.TransportError as error:
             if exchange.complete:
                 phase = Phase.AWAIT

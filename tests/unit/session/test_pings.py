@@ -8,10 +8,12 @@ import trio
 from trio.testing import MockClock
 from unit.session.upstream_kit import Rig, make_config, open_rig, with_settings
 
-from kars_router.model import ToolCall
+from kars_router.model import CallOutcome, ToolCall
 from kars_router.service import open_router
 from kars_router.testing import Call, HeartbeatServer, Received, Reply, serve
 from kars_router.testing.replies import encode_event
+from kars_router.transports.connectors import HttpConnector
+from kars_router.transports.http import TrioTransport
 
 EVENTS = {"content-type": "text/event-stream"}
 
@@ -202,3 +204,68 @@ async def test_a_pong_never_waits_for_a_connection_behind_calls() -> None:
                 hold.set()
             assert server.happenings("reaped") == []
             assert len(server.requests("tools/call")) == 64
+
+
+async def test_a_pong_that_was_refused_is_noticed_when_its_connection_is_used() -> None:
+    # Real sockets: only there is a pong sent without waiting for what the server says.
+    options = {"ping_interval": 0.02, "ping_deadline": 60.0}
+    with trio.fail_after(20):
+        async with HeartbeatServer.open(**options) as server, serve(server.app) as url:
+            config = make_config(with_settings(url=f"{url}/mcp"))
+            async with open_router(config, serve=False) as router:
+                await router.supervisor.wait_tried(5)
+
+                async def call(agent: str) -> CallOutcome:
+                    params = b'{"name":"increment"}'
+                    return await router.supervisor.call(
+                        ToolCall(agent=agent, server="s", tool="increment", params=params)
+                    )
+
+                assert (await call("a")).reset is None
+                session = router.supervisor.servers["s"].slots["a"].session
+                assert session is not None
+                await server.wait_until(lambda: len(server.happenings("pong")) >= 3)
+                begun = len(server.log)
+                server.script = lambda r: Reply.text(404) if r.is_answer else None
+                await server.wait_until(
+                    lambda: any(
+                        r.is_answer and r.session == session.session_id for r in server.log[begun:]
+                    )
+                )
+                assert (await call("b")).fate == "executed"
+                await session.ended.wait()
+                assert session.loss_failure is not None
+                assert session.loss_failure.status == 404
+                assert session.loss_failure.method == ""
+                server.script = None
+                assert (await call("a")).reset is not None
+
+
+async def test_pongs_share_a_connection_and_are_counted() -> None:
+    options = {"ping_interval": 0.02, "ping_deadline": 10.0}
+    with trio.fail_after(20):
+        async with HeartbeatServer.open(**options) as server, serve(server.app) as url:
+            config = make_config(with_settings(url=f"{url}/mcp"))
+            async with open_router(config, serve=False) as router:
+                await router.supervisor.wait_tried(5)
+                call = ToolCall(
+                    agent="a", server="s", tool="increment", params=b'{"name":"increment"}'
+                )
+                await router.supervisor.call(call)
+                runtime = router.supervisor.servers["s"]
+                session = runtime.slots["a"].session
+                assert session is not None
+                begun = len(server.happenings("pong"))
+                connector = runtime._connector
+                assert isinstance(connector, HttpConnector)
+                assert isinstance(connector.transport, TrioTransport)
+                opened = connector.transport.stats().opened_total
+                await server.wait_until(lambda: len(server.happenings("pong")) >= begun + 20)
+                assert connector.transport.stats().opened_total <= opened + 1
+                value = router.metrics.registry.get_sample_value
+                labels = {"server": "s", "outcome": "answered"}
+                answered = value("kars_pings_total", labels) or 0
+                observed = value("kars_pong_seconds_count", {"server": "s"}) or 0
+                # The responses to the latest were not looked at yet.
+                assert observed - 2 <= answered <= observed
+                assert observed >= session.pings

@@ -21,7 +21,7 @@ from kars_router.session.listener import ListenState
 from kars_router.session.options import SessionOptions
 from kars_router.session.stateless import StatelessSession, open_stateless
 from kars_router.telemetry import Metrics
-from kars_router.transports.base import Deliver, Delivery, Position
+from kars_router.transports.base import Deliver, Delivery, Position, Told
 from kars_router.wire import jsonrpc
 
 SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
@@ -71,6 +71,9 @@ class Pipe:
             sent = delivery.sent
             failure = Failure(server="s", phase=Phase.AWAIT, sent=sent, code=CHANNEL_CLOSED)
             raise CallFailed(failure)
+
+    def send_now(self, payload: bytes, told: Told) -> bool:
+        return False
 
     async def listen(self, position: Position, on_open: Callable[[], None]) -> None:
         raise AssertionError("there is nothing to listen to")
