@@ -144,7 +144,13 @@ class UpstreamSession:
         token = b""
         if caller is not None:
             params, token = progress.replace_token(params, ident)
-        pending = Pending(ident, method, jsonrpc.request(ident, method, params), token=token)
+        pending = Pending(
+            ident,
+            method,
+            jsonrpc.request(ident, method, params),
+            token=token,
+            scope=trio.CancelScope(deadline=trio.current_time() + time_limit),
+        )
         if not self.alive:
             pending.fail(self._gone(Sent.NO), lost=True)
             return pending
@@ -153,7 +159,7 @@ class UpstreamSession:
             self._callers[ident] = caller
         if method == "tools/call":
             self.calls += 1
-        self._nursery.start_soon(self._run, pending, time_limit)
+        self._nursery.start_soon(self._run, pending)
         return pending
 
     async def request(self, method: str, params: bytes = b"", *, time_limit: float) -> bytes:
@@ -228,15 +234,16 @@ class UpstreamSession:
         if capabilities.has(self._options.capabilities, "roots"):
             self._answers.send(jsonrpc.notification("notifications/roots/list_changed"))
 
-    async def _run(self, pending: Pending, time_limit: float) -> None:
+    async def _run(self, pending: Pending) -> None:
         scope = pending.scope
-        scope.deadline = trio.current_time() + time_limit
         failure: Failure | None = None
         returned = False
         lost = True  # what is cut off while it is being judged ends with its session
         try:
             with scope:
-                if pending.method == "tools/call":
+                if pending.method == "tools/call" and not (
+                    self.settled.is_set() and self._wishes.are_settled
+                ):
                     await self._before_call()
                 try:
                     await self._connection.send(

@@ -49,6 +49,11 @@ class Wishes:
         self._level = ""
         self._level_known: trio.Event | None = None
 
+    @property
+    def are_settled(self) -> bool:
+        """Whether there is nothing that `settled` would wait for."""
+        return self._level_known is None
+
     async def settled(self) -> None:
         """Waits until the server knows the log level, if it is just being told."""
         if self._level_known is not None:

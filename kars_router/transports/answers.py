@@ -129,7 +129,11 @@ class Answers:
         if kind == eras.STREAM_TYPE:
             await self.read_events(reply, reading)
             return
-        body = await self._read_body(reply, reading)
+        body = reply.whole()
+        if body is None:
+            body = await self._read_body(reply, reading)
+        elif len(body) > self._body_limit:
+            raise self._too_large(reply, reading)
         if not body.strip():
             return
         if kind != eras.JSON_TYPE:
@@ -232,14 +236,7 @@ class Answers:
                 reading.delivery.heard = trio.current_time()
                 size += len(chunk)
                 if size > self._body_limit:
-                    raise self._fail(
-                        Phase.STREAM,
-                        reading.name,
-                        f"an answer exceeds {self._body_limit} bytes",
-                        code="too_large",
-                        status=reply.status,
-                        sent=Sent.YES,
-                    )
+                    raise self._too_large(reply, reading)
                 parts.append(chunk)
         except httpx.TransportError as error:
             raise self._fail(
@@ -251,6 +248,16 @@ class Answers:
                 sent=Sent.YES,
             ) from error
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _too_large(self, reply: Reply, reading: Reading) -> CallFailed:
+        return self._fail(
+            Phase.STREAM,
+            reading.name,
+            f"an answer exceeds {self._body_limit} bytes",
+            code="too_large",
+            status=reply.status,
+            sent=Sent.YES,
+        )
 
     def _take_event(self, data: bytes, reading: Reading, *, quiet: bool) -> bool:
         # One bad event says nothing about the ones after it, so the stream goes on; a call whose

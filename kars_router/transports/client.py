@@ -55,6 +55,10 @@ class Reply(Protocol):
         """A header's value, of a name in lower case; repeated ones joined, "" if absent."""
         ...
 
+    def whole(self) -> bytes | None:
+        """What is left of the body, if its end has come; else None. Never waits."""
+        ...
+
     def __aiter__(self) -> AsyncIterator[bytes]:
         """The body as it comes.
 
@@ -226,6 +230,10 @@ class HttpxReply:
         """See `Reply.header`."""
         value: str = self._response.headers.get(name, "")
         return value
+
+    def whole(self) -> bytes | None:
+        """See `Reply.whole`; httpx does not tell."""
+        return None
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         if self._chunks is None:

@@ -205,27 +205,24 @@ class TrioTransport(httpx.AsyncBaseTransport):
             )
 
     async def _converse(self, reply: TrioReply, message: bytes, exchange: Exchange) -> None:
-        lease = reply.lease
-        if not self._pool.lease_now(lease):
-            await bounded(PLACE, reply.limits, reply.request, self._pool.lease)
+        pool, lease = self._pool, reply.lease
+        if not pool.lease_now(lease):
+            await bounded(PLACE, reply.limits, reply.request, pool.lease)
         try:
-            await self._talk(reply, message, exchange)
+            exchange.reused = pool.take_now(lease) or await pool.take_idle(lease)
+            if exchange.reused:
+                try:
+                    await reply.send(message, exchange)
+                except httpx.WriteError:  # nothing was accepted, else `send` had kept it for later
+                    pool.drop_stale(lease)
+                    exchange.reused = False
+            if not exchange.reused:
+                await self._connect(reply)
+                await reply.send(message, exchange)
+            await reply.read_head()
         except BaseException:
             await reply.aclose()
             raise
-
-    async def _talk(self, reply: TrioReply, message: bytes, exchange: Exchange) -> None:
-        exchange.reused = await self._pool.take_idle(reply.lease)
-        if exchange.reused:
-            try:
-                await reply.send(message, exchange)
-            except httpx.WriteError:  # nothing was accepted, else `send` had kept it for later
-                self._pool.drop_stale(reply.lease)
-                exchange.reused = False
-        if not exchange.reused:
-            await self._connect(reply)
-            await reply.send(message, exchange)
-        await reply.read_head()
 
     async def _connect(self, reply: TrioReply) -> None:
         if not self._pool.closed:

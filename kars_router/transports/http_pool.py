@@ -151,20 +151,18 @@ class Pool:
 
         Cancelled in the middle, the lease holds a connection in doubt, to be released as usual.
         """
-        self._sweep(trio.current_time())
-        self._reclaim()
-        while self._idle and lease.connection is None:
+        while not self.take_now(lease) and self._idle:
             connection = lease.connection = self._idle.pop()
             self._in_use.add(connection)
-            plain = connection.plain
-            if plain.is_readable() if plain else await is_stale(connection.stream):
-                self.drop_stale(lease)
+            if not await is_stale(connection.stream):
+                break
+            self.drop_stale(lease)
         if self._doomed:
             await self.bury()
         return lease.connection is not None
 
     def take_now(self, lease: Lease) -> bool:
-        """As `take_idle`, without waiting; so it finds none where one cannot tell at once."""
+        """As `take_idle`, without waiting; it finds none where one cannot tell at once (TLS)."""
         self._sweep(trio.current_time())
         self._reclaim()
         while self._idle and lease.connection is None:

@@ -16,7 +16,7 @@ from attrs import define
 from kars_router.transports.http_parser import ResponseParser
 from kars_router.transports.http_pool import Connection, Lease, Pool
 from kars_router.transports.http_steps import READ, WRITE, bounded
-from kars_router.transports.http_streams import CountedStream, bytes_sent
+from kars_router.transports.http_streams import bytes_sent
 
 EXTENSION: Final = "kars_exchange"
 _SALVAGE_SECONDS: Final = 1.0
@@ -73,6 +73,7 @@ class TrioReply(httpx.AsyncByteStream):
         self._parser = ResponseParser(bodiless=request is not None and request.method == "HEAD")
         self._send_error: httpx.WriteError | None = None
         self._sent_now: float | None = None
+        self._by_name: dict[str, str] | None = None
 
     @property
     def status(self) -> int:
@@ -98,9 +99,17 @@ class TrioReply(httpx.AsyncByteStream):
 
     def header(self, name: str) -> str:
         """See `Reply.header`."""
-        sought = name.encode("ascii")
-        values = [value for known, value in self._parser.headers if known == sought]
-        return b", ".join(values).decode("utf-8", "replace") if values else ""
+        known = self._by_name
+        if known is None:
+            known = self._by_name = {}
+            for raw, value in self._parser.headers:
+                each, text = raw.decode("ascii", "replace"), value.decode("utf-8", "replace")
+                known[each] = f"{known[each]}, {text}" if each in known else text
+        return known.get(name, "")
+
+    def whole(self) -> bytes | None:
+        """What is left of the body, if the end of it has come; else None. Never waits."""
+        return self._parser.take() if self._parser.complete else None
 
     async def send(self, message: bytes, exchange: Exchange) -> None:
         """Send all of the request and note how much of it was accepted.
@@ -113,11 +122,15 @@ class TrioReply(httpx.AsyncByteStream):
         stream = connection.stream
         before = bytes_sent(stream) if connection.plain is None else connection.plain.sent
         try:
-            rest: bytes | memoryview = message
+            taken = 0
             if connection.plain is not None:
                 await trio.lowlevel.checkpoint_if_cancelled()
-                rest = _rest_of(message, connection.plain, self.request)
-            if rest:
+                try:
+                    taken = connection.plain.send_now(message)  # almost always all of it
+                except WRITE.causes as exc:
+                    raise WRITE.failed(exc, self.request) from exc
+            if taken < len(message):
+                rest = memoryview(message)[taken:]
                 await bounded(WRITE, self.limits, self.request, stream.send_all, rest)
             exchange.complete = True
             exchange.accepted = len(message)
@@ -255,17 +268,6 @@ class TrioReply(httpx.AsyncByteStream):
                 # The server has counted since it answered, which nobody saw.
                 keep -= trio.current_time() - self._sent_now
             self._pool.release(self.lease, keep_seconds=keep)
-
-
-def _rest_of(
-    message: bytes, stream: CountedStream, request: httpx.Request | None
-) -> bytes | memoryview:
-    """Send what can be sent without waiting, as almost all can; the rest."""
-    try:
-        taken = stream.send_now(message)
-    except WRITE.causes as exc:
-        raise WRITE.failed(exc, request) from exc
-    return memoryview(message)[taken:] if taken < len(message) else b""
 
 
 def _accepted(stream: trio.abc.Stream, before: int | None, message: bytes) -> int:

@@ -103,7 +103,7 @@ class AutoHttp:
             self._verdict.legacy = False
             raise
 
-    async def send(
+    def send(
         self,
         payload: bytes,
         *,
@@ -112,12 +112,11 @@ class AutoHttp:
         ident: bytes = b"",
         control: bool = False,
         headers: Mapping[str, str] | None = None,
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         """See `Connection.send`."""
         if method == "initialize":
-            await self._initialize(payload, delivery, ident)
-            return
-        await self._now.send(
+            return self._initialize(payload, delivery, ident)
+        return self._now.send(
             payload,
             method=method,
             delivery=delivery,

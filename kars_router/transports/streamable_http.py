@@ -142,7 +142,8 @@ class StreamableHttp:
                 raise
             failure = error.failure
         finally:
-            await release(reply)  # noqa: ASYNC102 - shielded and bounded there
+            if not reply.is_closed:
+                await release(reply)  # noqa: ASYNC102 - shielded and bounded there
         if self._resumable(reading):
             await resume(reading, self._stream, server=self._server)
             if failure is not None and not reading.answered:
