@@ -61,6 +61,9 @@ FLOOR: Final = Subject(
 LIMIT: Final = Subject(
     name="limit", command=lambda upstream, _: program("limit", str(upstream)), announces=True
 )
+LEAST: Final = Subject(
+    name="least", command=lambda upstream, _: program("least", str(upstream)), announces=True
+)
 KARS: Final = Subject(name="kars", command=kars(), path=f"/mcp/{SERVER}")
 LEAN: Final = Subject(name="kars-lean", command=kars("--listener", "lean"), path=f"/mcp/{SERVER}")
 OURS: Final = (FLOOR, LIMIT, KARS, LEAN)

@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from bench.context import Context
 from bench.loads import Work, measure
 from bench.model import Figure
+from bench.subjects import LEAST
 
 SUITE = "calls"
 CONNECTIONS = (1, 16, 64)
 
 
 def run(context: Context) -> Iterator[Figure]:
-    """Every subject, in turns."""
+    """Every subject, and the least router, in turns."""
     works = [Work(name=work_of(n), tool="json_128", connections=n) for n in CONNECTIONS]
-    yield from measure(context, SUITE, context.subjects, works)
+    yield from measure(context, SUITE, (*context.subjects, LEAST), works)
 
 
 def work_of(connections: int) -> str:

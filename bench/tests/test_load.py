@@ -17,7 +17,7 @@ import pytest
 from bench.agent import Agent
 from bench.load import load, open_sessions
 from bench.processes import BenchError, Program, cores, start
-from bench.subjects import FLOOR, LIMIT, running, upstream
+from bench.subjects import FLOOR, LEAST, LIMIT, running, upstream
 
 # CI installs it, so that a missing one is an error there: `load` says so.
 pytestmark = pytest.mark.skipif(
@@ -45,8 +45,16 @@ def test_the_upstream_answers_each_request_with_its_own_id(server: Program) -> N
     assert 0 < outcome.p50 <= outcome.p99 <= outcome.longest
 
 
-@pytest.mark.parametrize("tool", ["json_1024", "sse_1024", "json_1048576", "sse_1048576"])
-@pytest.mark.parametrize("subject", [FLOOR, LIMIT], ids=lambda subject: subject.name)
+KINDS, SIZES = ("json", "sse"), (1024, 1024 * 1024)
+HANDED_ON = [
+    *((subject, f"{kind}_{n}") for subject in (FLOOR, LIMIT) for kind in KINDS for n in SIZES),
+    *((LEAST, f"json_{n}") for n in SIZES),  # it reads JSON only
+]
+
+
+@pytest.mark.parametrize(
+    ("subject", "tool"), HANDED_ON, ids=lambda each: getattr(each, "name", each)
+)
 def test_the_programs_hand_on_results_of_every_size(
     server: Program, subject: Any, tool: str
 ) -> None:
