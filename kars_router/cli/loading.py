@@ -1,8 +1,8 @@
 """Imports that leave out what other packages take along without need.
 
 A sidecar is paid for once per pod, and some of what it imports serves programs of another kind: an
-event loop, terminals, HTTP/2. Nothing is out of reach: who really uses it, gets it. Knows no
-package by name.
+event loop, terminals, HTTP/2. Some of it is used once, before there is anything to serve. Nothing
+is out of reach: who really uses it, gets it. Knows no package by name.
 """
 
 from __future__ import annotations
@@ -48,6 +48,34 @@ def loading(*, without: tuple[str, ...] = (), later: tuple[str, ...] = ()) -> It
         for name, place_holder in hidden.items():
             if modules.get(name, ...) is place_holder:
                 del modules[name]
+
+
+@contextmanager
+def passing(*names: str) -> Iterator[None]:
+    """Forgets what is loaded meanwhile, so that what is loaded next has its memory.
+
+    Whoever imports it later, loads it anew. So what was made with it has to be gone by the end of
+    the block, but for values of other types. Not for use beside other threads: one of them may be
+    importing the same.
+
+    Args:
+        names: modules, and packages with everything in them. What was loaded before stays as it
+            is. Extension modules hold on to what they import and must not be among them.
+    """
+    fresh = [name for name in names if name not in sys.modules]
+    try:
+        yield
+    finally:
+        inside = tuple(f"{name}." for name in fresh)
+        forgotten = [each for each in sys.modules if each in fresh or each.startswith(inside)]
+        for module in forgotten:
+            package, _, last = module.rpartition(".")
+            with suppress(KeyError, AttributeError):
+                delattr(sys.modules[package], last)
+            del sys.modules[module]
+        if forgotten:
+            # Modules and their functions refer to each other.
+            gc.collect()
 
 
 class _Later(ModuleType):

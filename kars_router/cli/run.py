@@ -15,7 +15,7 @@ from typing import Final
 import click
 
 from kars_router.cli.examples import examples
-from kars_router.cli.loading import loading
+from kars_router.cli.loading import loading, passing
 
 # httpx has a command line, structlog a way to frame tracebacks and loggers for asyncio, hypercorn
 # HTTP/2, prometheus_client a web server, importlib.metadata lists of files: 9 MiB that no router
@@ -25,6 +25,10 @@ _LATER: Final = (
     *("asyncio", "h2", "h2.connection", "h2.events", "h2.exceptions", "priority"),
     *("csv", "html"),
 )
+# A file in YAML takes its parser, 1.5 MiB, and no more of it than what is in Python: an extension
+# module would hold on to the rest.
+_ONCE: Final = ("kars_router.config.yaml_document", "ruamel")
+_UNUSED_PARSERS: Final = ("_ruamel_yaml", "_ruamel_yaml_clibz")
 
 with loading(without=_WITHOUT, later=_LATER):
     import trio
@@ -95,7 +99,8 @@ def command(
     given = {"listen": listen, "admin": admin, "listener": listener}
     overrides = {k: v for k, v in given.items() if v is not None}
     file_seen = stamp(path)
-    config = load(path, upstreams=upstreams, overrides=overrides, environ=os.environ)
+    with passing(*_ONCE), loading(without=_UNUSED_PARSERS):
+        config = load(path, upstreams=upstreams, overrides=overrides, environ=os.environ)
     seen = (file_seen, stamp(config.tools_lock))
     configure_logging(level=config.log.level.value, style=config.log.format.value)
     _raise_file_limit()

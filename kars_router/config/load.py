@@ -13,6 +13,7 @@ from typing import NamedTuple
 from attrs import evolve
 
 from kars_router.config.converter import structure_config
+from kars_router.config.document import LONGEST, decode, parse_document
 from kars_router.config.outside import outside_problems, with_places
 from kars_router.config.problems import (
     InvalidConfigError,
@@ -71,9 +72,6 @@ def load(
     """
     if path is None:
         return build(None, upstreams=upstreams, overrides=overrides, environ=environ, pinned=pinned)
-    # Late, as only files need a YAML parser.
-    from kars_router.config.document import LONGEST, decode
-
     source = str(path)
     try:
         text = decode(_read(path, LONGEST + 1))
@@ -114,8 +112,6 @@ def parse(
     Raises:
         ConfigError: with every problem.
     """
-    from kars_router.config.document import parse_document
-
     try:
         raw, problems = parse_document(text)
     except InvalidError as error:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import tracemalloc
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from kars_router.config.document import DEEPEST, LARGEST, LONGEST, decode, parse_document
 from kars_router.config.problems import InvalidError
+from kars_router.config.yaml_document import parse_yaml
 
 
 def read(text: str) -> object:
@@ -49,6 +52,89 @@ def test_yaml(text: str, data: object) -> None:
 def test_json() -> None:
     text = '{\n\t"a": [1, 2.5, true, null, "\\ud83d\\ude00", "\\u00fc"],\n\t"b": {"c": "/\\/"}\n}\n'
     assert read(text) == {"a": [1, 2.5, True, None, "😀", "ü"], "b": {"c": "//"}}
+
+
+def outcome(parse: Any, text: str) -> str:
+    """What comes of a text, with types: `1`, `1.0` and `True` differ, as do `0.0` and `-0.0`."""
+    try:
+        return repr(parse(text))
+    except InvalidError as error:
+        return repr(error.problems)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": 1, "b": {"c": 2, "c": 3}}',
+        '{"a": "\\ud83d"}',
+        '{"a": {"\\udc00": 1}}',
+        '{"a": [NaN, Infinity, -Infinity]}',
+        '{"a": 1' + "0" * 5000 + "}",
+        '{"a": ' + "[" * DEEPEST + "]" * DEEPEST + "}",
+        '{"a": ' + "[" * 50_000 + "]" * 50_000 + "}",
+        '{"a": "x\x85y\u2028z"}',
+        '{"a": "\ufeff"}',
+        '{"a": "x\n  y"}',
+        '{"a": 1,}',
+        '{"a": 1} # one',
+        '{"a": 1}\n---\n{"b": 2}',
+        '{"a": 1',
+        "{a: 012}",
+        '["a"]',
+        '"a"',
+        "1",
+        "null",
+    ],
+)
+def test_what_is_not_plain_json_is_told_as_ever(text: str) -> None:
+    assert outcome(parse_document, text) == outcome(parse_yaml, text)
+
+
+def test_json_has_the_same_limits() -> None:
+    deepest = '{"a": ' + "[" * (DEEPEST - 1) + "]" * (DEEPEST - 1) + "}"
+    largest = '{"a": [' + "0, " * (LARGEST - 4) + "0]}"
+    for text in (deepest, largest):
+        assert read(text) == json.loads(text)
+    for text in (deepest.replace("[]", "[[]]"), largest.replace("[0", "[0, 0")):
+        assert "more than" in refusal(text)
+
+
+_SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8)
+    | st.sampled_from(["yes", "1e3", "0x1f", "~", "<<", "=", "2024-01-01", "1:30", "*a", "a: b"])
+)
+_KEYS = st.text(max_size=5) | st.sampled_from(["<<", "=", "1", "null", "true", "? a"])
+_JSON = st.dictionaries(
+    _KEYS,
+    st.recursive(
+        _SCALARS,
+        lambda some: st.lists(some, max_size=4) | st.dictionaries(_KEYS, some, max_size=4),
+        max_leaves=12,
+    ),
+    max_size=4,
+)
+
+
+@given(_JSON, st.booleans(), st.sampled_from([None, 0, 2, "\t"]), st.booleans())
+def test_json_is_read_as_yaml_would_read_it(
+    data: dict[str, Any], escaped: bool, indent: int | str | None, tight: bool
+) -> None:
+    separators = (",", ":") if tight else None
+    text = json.dumps(data, ensure_ascii=escaped, indent=indent, separators=separators)
+    # A remark is all that it takes to be no JSON.
+    assert outcome(parse_document, text) == outcome(parse_document, f"{text}\n#")
+
+
+@given(_JSON, st.floats(0, 1), st.sampled_from(["", ",", "}", '"', "#", "\n", "\\", "0", "a"]))
+def test_a_damaged_text_is_told_as_ever(data: dict[str, Any], where: float, piece: str) -> None:
+    text = json.dumps(data).replace("\x7f", "")  # is refused before either reads it
+    at = int(where * len(text))
+    damaged = text[:at] + piece + text[at + 1 :]
+    assert outcome(parse_document, damaged) == outcome(parse_yaml, damaged)
 
 
 def test_aliases_and_merge_keys() -> None:
