@@ -1,4 +1,4 @@
-"""Text to plain data: YAML 1.2 and JSON, read without trusting it.
+"""Text to plain data and back: YAML 1.2 and JSON, read without trusting it, and JSON written.
 
 Owns the limits on length, size and depth, and which of the two readers a text gets. Plain JSON is
 read as such; all else is YAML's (`yaml_document`), errors in JSON included, so that there is one
@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any, NoReturn
+
+import msgspec
 
 from kars_router.config.problems import Problem, invalid
 
@@ -21,6 +24,7 @@ DEEPEST = 64
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 # Characters of a text to JSON, ends of lines or marks to the YAML reader.
 _AMBIGUOUS = re.compile("[\x85\u2028\u2029\ufeff]")
+_UNWRITTEN = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 
 def decode(data: bytes) -> str:
@@ -60,6 +64,20 @@ def parse_document(text: str) -> tuple[object, list[Problem]]:
     from kars_router.config.yaml_document import parse_yaml
 
     return parse_yaml(text)
+
+
+def write_document(data: Mapping[str, Any]) -> str:
+    """Writes what `parse_document` reads back, as JSON and so without a YAML parser.
+
+    Args:
+        data: plain data, its keys strings and its numbers finite.
+
+    Returns:
+        Lines for people: indented, keys in their order, and what is printable as it is. The same
+        data always gives the same text.
+    """
+    text = msgspec.json.format(msgspec.json.encode(data), indent=2).decode()
+    return _UNWRITTEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
 def _parse_json(text: str) -> object:

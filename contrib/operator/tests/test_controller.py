@@ -277,7 +277,7 @@ async def test_a_policy_that_changes_reaches_those_that_it_picks(
         cluster.put(policy_manifest(default="allow", **picks))
         await bench.settle()
         text = bench.find(kinds.CONFIG_MAPS, "box-router")["data"]["kars.yaml"]
-        assert "default: allow" in text
+        assert '"default": "allow"' in text
         assert condition(bench.find(kinds.TOOL_POLICIES, "rules")) == ("True", "RouterEnforcing")
         cluster.put(policy_manifest(default="allow"))
         await bench.settle()

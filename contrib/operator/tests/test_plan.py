@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from operator_kit import policy, sandbox, server
 from kars_router.config.digests import digest_of_all, enforced_by
 from kars_router.config.load import parse
 from kars_router.config.resources import KarsSandboxResource, McpServerResource
+from kars_router.config.schema import LogLevel
 from kars_router.egress import Place, Service
 from kars_router.errors import ConfigError
 from kars_router.plugins import Plugins
@@ -95,6 +97,16 @@ def test_a_router_takes_the_configuration_and_echoes_the_digest() -> None:
     assert config.policies[0].rules[0].tools == ("drop_*",)
     assert config.admin is not None
     assert (config.listen.host, config.admin.port) == ("127.0.0.1", 9090)
+
+
+def test_the_configuration_is_json_that_people_can_read() -> None:
+    """A router needs no YAML parser for it."""
+    made = compose(sandbox("box", "tools"), server(headers={"X-Tenant": "a"}))
+    text = of(made, "ConfigMap")["data"]["kars.yaml"]
+    assert list(json.loads(text)) == ["listen", "admin", "servers", "audit", "shutdownGrace", "log"]
+    assert text.startswith('{\n  "listen": "127.0.0.1:8443",\n')
+    assert '"X-Tenant": "a"' in text
+    assert text.endswith("\n}\n")
 
 
 def test_a_sandbox_without_servers_has_a_router_that_starts() -> None:
@@ -190,7 +202,7 @@ def test_what_a_sandbox_says_of_its_containers_is_heeded() -> None:
     assert agent["env"][0]["value"] == "mine"
     assert router["image"] == container(made, "guard")["image"] == "router:2"
     assert {"name": "B", "value": "1"} in router["env"]
-    assert "level: debug" in of(made, "ConfigMap")["data"]["kars.yaml"]
+    assert parse(of(made, "ConfigMap")["data"]["kars.yaml"]).log.level is LogLevel.DEBUG
 
 
 def test_the_image_of_a_runtime_is_the_operators() -> None:

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kars_router.config.document import DEEPEST, LARGEST, LONGEST, decode, parse_document
+from kars_router.config.document import (
+    DEEPEST,
+    LARGEST,
+    LONGEST,
+    decode,
+    parse_document,
+    write_document,
+)
 from kars_router.config.problems import InvalidError
 from kars_router.config.yaml_document import parse_yaml
 
@@ -135,6 +142,22 @@ def test_a_damaged_text_is_told_as_ever(data: dict[str, Any], where: float, piec
     at = int(where * len(text))
     damaged = text[:at] + piece + text[at + 1 :]
     assert outcome(parse_document, damaged) == outcome(parse_yaml, damaged)
+
+
+@given(_JSON)
+def test_what_is_written_is_json_and_read_back(data: dict[str, Any]) -> None:
+    text = write_document(data)
+    assert json.loads(text) == data
+    assert outcome(parse_document, text) == repr((data, []))
+    assert "\x85" not in text  # or YAML would be needed to read it
+
+
+def test_what_is_written_can_be_read_by_people() -> None:
+    text = write_document({"b": "Zoë \x85\x7f\uffff", "a": [{"c": None}], "d": 1.5})
+    assert text == (
+        '{\n  "b": "Zoë \\u0085\\u007f\\uffff",\n  "a": [\n    {\n      "c": null\n    }\n  ],\n'
+        '  "d": 1.5\n}\n'
+    )
 
 
 def test_aliases_and_merge_keys() -> None:
