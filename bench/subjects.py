@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import json
 import shutil
 import socket
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from attrs import evolve, field, frozen
+from ruamel.yaml import YAML
 
 from bench.processes import Program, cores, program, start, wait_for
 
@@ -77,6 +77,8 @@ def routers(subjects: Sequence[Subject]) -> list[Subject]:
 def configured(subject: Subject, **keys: Any) -> Subject:
     """A router with a configuration file that has more keys than its command line can say.
 
+    The file is in YAML, as people write it, and not in JSON, which costs less to read.
+
     Args:
         subject: one of the `routers`.
         keys: of kars.yaml, `servers` only if they are not the one upstream.
@@ -88,7 +90,7 @@ def configured(subject: Subject, **keys: Any) -> Subject:
         directory = tempfile.mkdtemp(prefix="kars-bench-")
         atexit.register(shutil.rmtree, directory, ignore_errors=True)
         place = Path(directory, "kars.yaml")
-        place.write_text(json.dumps({"servers": servers, **keys}))
+        YAML(typ="safe", pure=True).dump({"servers": servers, **keys}, place)
         arguments = subject.command(upstream, port)
         at = arguments.index("--upstream")
         return [*arguments[:at], "-c", str(place), *arguments[at + 2 :]]
