@@ -47,6 +47,15 @@ class Session(Protocol):
         ...
 
     @property
+    def silent_at(self) -> float:
+        """Trio's clock when its standing stream is to be looked at; infinity if that is not due."""
+        ...
+
+    def check_silence(self) -> None:
+        """Finds out what is wrong if the stream has been silent for too long; never waits."""
+        ...
+
+    @property
     def heard(self) -> bool:
         """Whether its standing stream has been open."""
         ...
@@ -109,6 +118,13 @@ class Session(Protocol):
 
     def finish(self) -> None:
         """Ends the session although nothing is wrong with it; the server is told."""
+        ...
+
+    async def hold(self) -> None:
+        """Holds the standing stream until the session has ended; whoever opened it calls this once.
+
+        Cancellation closes the stream.
+        """
         ...
 
     async def drain(self, seconds: float) -> None:

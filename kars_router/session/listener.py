@@ -48,6 +48,7 @@ class Listener:
 
     Args:
         connection: the session's connection.
+        nursery: the session's own, for probing a stream that is silent.
         server: its configured name, for the log.
         silence: seconds without a byte after which the session is probed.
         probe: sends a ping; returns whether the session is alive.
@@ -59,6 +60,7 @@ class Listener:
     def __init__(
         self,
         connection: Connection,
+        nursery: trio.Nursery,
         *,
         server: str,
         silence: float,
@@ -72,6 +74,7 @@ class Listener:
         self.opened = 0
         self._short = 0
         self._connection = connection
+        self._nursery = nursery
         self._server = server
         self._silence = silence
         self._probe = probe
@@ -79,51 +82,80 @@ class Listener:
         self._changed = changed
         self._backoff = Backoff(0.25, 30.0, jitter)
         self._started = False
+        self._closed = False
+        self._watched = False  # whether a stream is held that is not being probed already
+        self._position = Position()
         self._scope = trio.CancelScope()
+
+    @property
+    def silent_at(self) -> float:
+        """Trio's clock when the stream will have been silent for too long; infinity if never."""
+        return self._position.heard + self._silence if self._watched else math.inf
+
+    def check_silence(self) -> None:
+        """Has a stream probed that has been silent for too long; never waits."""
+        if self.silent_at <= trio.current_time():
+            self._watched = False
+            self._nursery.start_soon(self._probe_silent, self._scope)
 
     async def run(self) -> None:
         """Holds the stream until the server offers none any more, or the session is lost.
 
-        Cancellation closes the stream.
+        Somebody has to call `check_silence` at `silent_at`. Cancellation closes the stream.
         """
-        if self._scope.cancel_called:
+        if self._closed:
             return
-        position = Position()
         self._started = True
         self._changed(None, self.state)
-        with self._scope:
-            while (pause := await self._once(position)) is not None:
-                if pause > 0:
+        while not self._closed:
+            since, opened = trio.current_time(), self.opened
+            failure = await self._listen()
+            pause: float | None = None
+            with trio.CancelScope() as self._scope:
+                if not self._closed:
+                    pause = await self._pause(failure, since, was_open=self.opened > opened)
+                if pause:
                     self._become(ListenState.WAITING)
                     await trio.sleep(pause)
+            if pause is None:
+                return
 
     def close(self) -> None:
         """Ends the stream because the session is over, whatever state it was in; never waits."""
+        self._closed = True
         self._scope.cancel()
+        self.settled.set()  # nobody has to wait for it any more
         if self._started:
             self._become(ListenState.CLOSED)
 
-    async def _once(self, position: Position) -> float | None:
-        started = trio.current_time()
-        opened_before = self.opened
-        failure: Failure | None = None
+    async def _listen(self) -> Failure | None:
+        """Holds one stream; returns the failure that it ended with, if any."""
         self._become(ListenState.OPENING)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch, position, nursery.cancel_scope)
-            try:
-                await self._connection.listen(position, self._on_open)
-            except CallFailed as error:
-                failure = error.failure
-            nursery.cancel_scope.cancel()
+        self._position.heard = trio.current_time()
+        self._watched = True
+        try:
+            with trio.CancelScope() as self._scope:
+                await self._connection.listen(self._position, self._on_open)
+        except CallFailed as error:
+            return error.failure
+        finally:
+            self._watched = False
+        return None
+
+    async def _pause(
+        self, failure: Failure | None, since: float, *, was_open: bool
+    ) -> float | None:
+        """Seconds until the next stream; None if there is none to be had."""
+        position = self._position
         if failure is not None and failure.code == CHANNEL_CLOSED:
             # There is no other stream to be had: the session's calls went over this one, too.
             self._lost(failure)
             return self._stop(ListenState.CLOSED)
-        if failure is not None and (self.opened == opened_before or failure.status != 200):
+        if failure is not None and (not was_open or failure.status != 200):
             return await self._refused(failure, position)
         # The stream was open and ended, broke, or went silent. Playwright loses a ping, and with
         # it the session, if it finds no stream at that moment: so reopen at once.
-        if trio.current_time() - started >= _SHORT_LIVED:
+        if trio.current_time() - since >= _SHORT_LIVED:
             self._backoff.reset()
             self._short = 0
         self._short += 1
@@ -155,20 +187,13 @@ class Listener:
         )
         return pause
 
-    async def _watch(self, position: Position, scope: trio.CancelScope) -> None:
-        position.heard = trio.current_time()
-        while True:
-            due = position.heard + self._silence
-            if due > trio.current_time():
-                if math.isinf(due):
-                    await trio.sleep_forever()
-                await trio.sleep_until(due)
-                continue
-            log().info("listen_silent", server=self._server, seconds=self._silence)
-            await self._probe()
-            if position.heard + self._silence <= trio.current_time():
-                scope.cancel()
-                return
+    async def _probe_silent(self, stream: trio.CancelScope) -> None:
+        log().info("listen_silent", server=self._server, seconds=self._silence)
+        await self._probe()
+        if self._position.heard + self._silence <= trio.current_time():
+            stream.cancel()
+        elif stream is self._scope:  # else it has ended meanwhile
+            self._watched = True
 
     def _on_open(self) -> None:
         self.opened += 1

@@ -36,6 +36,7 @@ from kars_router.session.listener import ListenState
 from kars_router.session.observer import Observer
 from kars_router.session.options import SessionOptions
 from kars_router.session.records import Records
+from kars_router.session.silence import watch_silence
 from kars_router.session.slot import Slot
 from kars_router.session.stateless import open_stateless
 from kars_router.session.upstream import open_session
@@ -228,6 +229,9 @@ class ServerRuntime:
                     task_status.started()
                     try:
                         nursery.start_soon(self._expire)
+                        nursery.start_soon(
+                            watch_silence, self.settings.listen_silence, self._sessions
+                        )
                         await self.keeper.run(own)
                     finally:
                         # Before the nursery can close: whoever uses it then gets an error.
@@ -494,6 +498,9 @@ class ServerRuntime:
             for key, slot in list(self.slots.items()):
                 if key:
                     slot.retire_if_idle(idle)
+
+    def _sessions(self) -> list[Session]:
+        return [slot.session for slot in self.slots.values() if slot.session is not None]
 
     def _plan(self, tool: str) -> HeaderPlan | None:
         return self.catalogue.plans.get(tool)

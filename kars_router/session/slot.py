@@ -225,7 +225,7 @@ class Slot:
             self._settle(None)
             reason = ""
             try:
-                await session.ended.wait()
+                await session.hold()
                 if session.lost is not None:
                     reason = self._lost = self._note_loss(session, session.lost)
                     self._observer.lost(info, reason)

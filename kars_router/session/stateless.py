@@ -120,6 +120,14 @@ class StatelessSession:
         return self.standing.state
 
     @property
+    def silent_at(self) -> float:
+        """See `Session.silent_at`; each stream of this era watches that itself."""
+        return math.inf
+
+    def check_silence(self) -> None:
+        """See `Session.check_silence`."""
+
+    @property
     def heard(self) -> bool:
         """See `Session.heard`."""
         return self.standing.opened > 0
@@ -175,6 +183,10 @@ class StatelessSession:
     def finish(self) -> None:
         """See `Session.finish`."""
         self.ended.set()
+
+    async def hold(self) -> None:
+        """See `Session.hold`; the streams are the session's own tasks."""
+        await self.ended.wait()
 
     async def drain(self, seconds: float) -> None:
         """See `Session.drain`."""

@@ -109,6 +109,15 @@ class UpstreamSession:
         return self.listener.state
 
     @property
+    def silent_at(self) -> float:
+        """See `Session.silent_at`."""
+        return self.listener.silent_at
+
+    def check_silence(self) -> None:
+        """See `Session.check_silence`."""
+        self.listener.check_silence()
+
+    @property
     def heard(self) -> bool:
         """See `Session.heard`."""
         return self.listener.opened > 0
@@ -190,11 +199,17 @@ class UpstreamSession:
         if self.ended.is_set():
             return
         self.lost, self.loss_failure = verdict, failure
-        self.ended.set()
+        self.finish()
 
     def finish(self) -> None:
         """See `Session.finish`."""
         self.ended.set()
+        self.listener.close()
+
+    async def hold(self) -> None:
+        """See `Session.hold`."""
+        await self.listener.run()
+        await self.ended.wait()
 
     async def drain(self, seconds: float) -> None:
         """See `Session.drain`."""
@@ -480,6 +495,7 @@ async def open_session(
         )
         session.listener = Listener(
             connection,
+            nursery,
             server=options.server,
             silence=options.silence,
             probe=session.probe,
@@ -502,14 +518,12 @@ async def open_session(
                 capabilities=options.capabilities,
                 version=options.client_version,
             )
-            nursery.start_soon(session.listener.run)
             yield session
         except HandshakeError as error:
             refused = error
         finally:
-            session.ended.set()
             # Before the server is told, lest the stream be asked for again when it ends there.
-            session.listener.close()
+            session.finish()
             if session.lost is None:
                 await _farewell(options.server, connection)  # noqa: ASYNC102 - bounded there
             nursery.cancel_scope.cancel()

@@ -11,7 +11,7 @@ from unit.session.upstream_kit import Rig, open_rig, with_settings
 
 from kars_router.config.schema import Limits
 from kars_router.errors import CallFailed
-from kars_router.model import Failure, Phase
+from kars_router.model import Failure, LossVerdict, Phase
 from kars_router.session.listener import Listener, ListenState
 from kars_router.testing import Fault, FaultPlan, HeartbeatServer, Received, Reply
 from kars_router.transports.base import Position
@@ -381,7 +381,7 @@ async def test_a_stream_that_is_reset_is_reopened(autojump_clock: MockClock) -> 
 
 @pytest.mark.parametrize("opens", [True, False])
 async def test_the_end_of_a_channel_is_the_end_of_the_session(
-    autojump_clock: MockClock, opens: bool
+    autojump_clock: MockClock, nursery: trio.Nursery, opens: bool
 ) -> None:
     """There is nothing to be opened again, however often it would be tried."""
     failure = Failure(server="s", phase=Phase.LISTEN, code="channel_closed")
@@ -406,6 +406,7 @@ async def test_the_end_of_a_channel_is_the_end_of_the_session(
     channel = Channel()
     listener = Listener(
         channel,  # type: ignore[arg-type] # the rest of it is not used
+        nursery,
         server="s",
         silence=600.0,
         probe=probe,
@@ -419,3 +420,40 @@ async def test_the_end_of_a_channel_is_the_end_of_the_session(
     assert listener.settled.is_set()
     assert (ListenState.OPEN in states) is opens
     assert ListenState.WAITING not in states
+
+
+async def test_a_stream_is_let_go_of_before_what_is_in_flight_has_ended(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_rig(ping_interval=None) as rig:
+        await rig.call("increment")
+        rig.server.script = lambda r: Reply.hang() if r.method == "tools/call" else None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.call, "increment")
+            await rig.server.wait_until(lambda: len(rig.of("a", "tools/call")) == 2)
+            session = rig.slot().session
+            assert session is not None
+            before = trio.current_time()
+            session.lose(LossVerdict(True, "a test says so", "test"))
+            await trio.testing.wait_all_tasks_blocked()
+            assert session.listen_state is ListenState.CLOSED
+            assert rig.server.happenings("left", rig.upstream_id())
+            assert session.in_flight == 1
+            assert trio.current_time() == before
+            nursery.cancel_scope.cancel()
+
+
+async def test_the_probe_of_a_stream_that_has_ended_is_nothing_to_the_next(
+    autojump_clock: MockClock,
+) -> None:
+    """It takes five seconds to fail; the stream that came meanwhile has not been silent."""
+    async with open_rig(settings=with_settings(listen_silence=3.0), ping_interval=None) as rig:
+        await rig.call("increment")
+        start = rig.of("a", http_method="GET")[0].time
+        rig.server.script = lambda r: Reply.hang() if r.method == "ping" else None
+        await trio.sleep_until(start + 4)
+        rig.server.drop_listen(rig.upstream_id())
+        await trio.sleep_until(start + 9)
+        # The first was probed from 3 to 8, and ended at 4; the second is probed from 7 to 12.
+        assert [r.time - start for r in rig.of("a", "ping")] == [3, 7]
+        assert [r.time - start for r in rig.of("a", http_method="GET")] == [0, 4]
