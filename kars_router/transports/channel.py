@@ -23,6 +23,7 @@ from kars_router.model import Failure, Phase, Sent
 from kars_router.telemetry import log
 from kars_router.transports.base import Deliver, Delivery, Position, Told
 from kars_router.transports.redaction import SHORTEST, redact
+from kars_router.transports.signals import Signal
 from kars_router.wire import jsonrpc
 from kars_router.wire.jsonrpc import Kind, Message
 
@@ -85,13 +86,14 @@ class Channel(abc.ABC):
         self._server = server
         self._deliver = deliver
         self._patience = connect_timeout
-        self._hidden = frozenset(s for s in secrets if len(s) >= SHORTEST)
-        self._under_way: set[Waiter] = set()
+        self._hidden = tuple({s for s in secrets if len(s) >= SHORTEST})
+        self._under_way: list[Waiter] = []
         self._waiting: dict[bytes, Waiter] = {}
         self._scope = trio.CancelScope()
-        self._over = trio.Event()
-        self._gone = trio.Event()
+        self._over = Signal()
+        self._gone = Signal()
         self._opened = False
+        self._started: Callable[[], None] | None = None
         self._why = ""
         self._position = Position()
         self._malformed = 0
@@ -121,7 +123,7 @@ class Channel(abc.ABC):
         waiter = Waiter(delivery, method)
         if self._over.is_set():
             raise self._lost(waiter)
-        self._under_way.add(waiter)
+        self._under_way.append(waiter)
         if ident:
             self._waiting[ident] = waiter
         try:
@@ -133,7 +135,7 @@ class Channel(abc.ABC):
             if not waiter.done.is_set() or waiter.trouble is not None:
                 raise
         finally:
-            self._under_way.discard(waiter)
+            self._under_way.remove(waiter)
             if self._waiting.get(ident) is waiter:
                 del self._waiting[ident]
         if waiter.trouble is not None:
@@ -190,15 +192,22 @@ class Channel(abc.ABC):
         """Says goodbye."""
 
     async def _live(self, *, task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128, RUF100
+        self._started = task_status.started
+        del task_status  # it holds on to a nursery
         try:
             with self._scope:
-                self.end(await self._run(task_status.started))
+                self.end(await self._run(self._note_open))
         finally:
             self.end(_CLOSED_HERE)
             await self._release()  # noqa: ASYNC102 - shielded and bounded there
             if self._malformed > 1:
                 log().warning("malformed_messages", server=self._server, count=self._malformed)
             self._gone.set()
+
+    def _note_open(self) -> None:
+        if self._started is not None:
+            self._started()
+            self._started = None
 
     def end(self, why: str) -> None:
         """Notes that the channel is over: nobody gets an answer any more; the first reason counts.
@@ -285,7 +294,7 @@ class Channel(abc.ABC):
         )
 
     def _secrets(self) -> frozenset[str]:
-        return self._hidden
+        return frozenset(self._hidden)
 
     def _pass_over(self, error: jsonrpc.MalformedError) -> None:
         self._malformed += 1
@@ -337,8 +346,9 @@ class StreamChannel(Channel):
         super().__init__(
             server=server, deliver=deliver, connect_timeout=connect_timeout, secrets=secrets
         )
-        self._turn = trio.Lock()
-        self._writing = trio.CancelScope()
+        # Made when somebody has to wait: most messages go out at once.
+        self._turn: trio.Lock | None = None
+        self._writing: trio.CancelScope | None = None
 
     def _write_now(self, payload: bytes, delivery: Delivery) -> bool:  # noqa: ARG002 - for others
         """Writes one message if that takes no waiting, whole or not at all; whether it did.
@@ -366,23 +376,29 @@ class StreamChannel(Channel):
     def end(self, why: str) -> None:
         """See `Channel.end`."""
         super().end(why)
-        self._writing.cancel()
+        if self._writing is not None:
+            self._writing.cancel()
 
     async def _transmit(self, payload: bytes, waiter: Waiter, *, control: bool) -> None:  # noqa: ARG002 - all take turns
         delivery = waiter.delivery
         await trio.lowlevel.checkpoint_if_cancelled()
-        if not self._turn.locked() and self._write_now(payload, delivery):
+        turn = self._turn
+        if (turn is None or not turn.locked()) and self._write_now(payload, delivery):
             return
-        async with self._turn:
+        if turn is None:
+            turn = self._turn = trio.Lock()
+        async with turn:
             if self._over.is_set():
                 raise self._lost(waiter)
             broken = ""
-            with trio.move_on_after(self._patience, shield=True) as self._writing:
+            with trio.move_on_after(self._patience, shield=True) as writing:
+                self._writing = writing
                 try:
                     await self._write(payload, delivery)
                 except ChannelEnded as error:
                     broken = str(error)
-            slow = self._writing.cancelled_caught and not self._over.is_set()
+            self._writing = None
+            slow = writing.cancelled_caught and not self._over.is_set()
             if slow and self.droppable and delivery.sent is Sent.NO:
                 text = f"the server takes no message for {self._patience:g} s"
                 raise self.failed(Phase.SEND, text, method=waiter.method, code="busy")

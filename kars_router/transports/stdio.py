@@ -14,10 +14,8 @@ import math
 import os
 import select
 import signal
-import subprocess
 import sys
 import termios
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -27,6 +25,7 @@ from kars_router.model import Phase, Sent
 from kars_router.telemetry import log
 from kars_router.transports.base import Deliver, Delivery
 from kars_router.transports.channel import ChannelEnded, StreamChannel
+from kars_router.transports.child import ERRORS, OUTPUT, Child, start_child
 from kars_router.transports.lines import Line, LineDecoder
 from kars_router.transports.redaction import redact
 
@@ -48,7 +47,6 @@ INHERITED: Final = (
     "USER",
 )
 
-_CHUNK: Final = 64 * 1024
 # A pipe takes that much whole or not at all (POSIX, PIPE_BUF), so what was accepted is known.
 _ATOMIC: Final = 4096
 # The most that a pipe holds on Linux, unless somebody with privileges has made it larger.
@@ -110,12 +108,11 @@ class Stdio(StreamChannel):
         self._argv = list(argv)
         self._env = dict(env)
         self._limit = event_limit
-        self._process: trio.Process | None = None
+        self._child: Child | None = None
         self._stopped = False
         self._written = 0
         # Messages and where in all that was written they end, as far as they may still be unread.
-        self._ends: deque[tuple[int, Delivery]] = deque()
-        self._stderr_read = trio.Event()
+        self._ends: list[tuple[int, Delivery]] = []
         self._last_line = ""
         self._allowed = _STDERR_BURST
         self._dropped = 0
@@ -124,43 +121,36 @@ class Stdio(StreamChannel):
     @property
     def pid(self) -> int | None:
         """The process's number, and its group's; None before it was started."""
-        return self._process.pid if self._process is not None else None
+        return self._child.pid if self._child is not None else None
 
     async def _run(self, opened: Callable[[], None]) -> str:
+        env, self._env = self._env, {}  # it is not needed again
         try:
-            process = await trio.lowlevel.open_process(
-                self._argv,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=self._env,
-                start_new_session=True,
-            )
+            child = await start_child(self._argv, env)
         except (OSError, ValueError) as error:  # the latter for a NUL in an argument
             reason = getattr(error, "strerror", None) or str(error)
             text = f"the command {self._argv[0]!r} cannot be started: {reason}"
             raise self.failed(Phase.CONNECT, text, code="connect") from error
-        self._process = process
-        log().info("process_started", server=self._server, pid=process.pid)
+        self._child = child
+        log().info("process_started", server=self._server, pid=child.pid)
         opened()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._read_stderr, process)
-            reading = trio.CancelScope()
-            nursery.start_soon(self._watch, process, reading)
-            with reading:
-                await self._read_stdout(process)
-            with trio.move_on_after(_LAST_WORDS_SECONDS):
-                await process.wait()
-                await self._stderr_read.wait()
-            nursery.cancel_scope.cancel()
+        output, errors = LineDecoder(self._limit), LineDecoder(_STDERR_LINE)
+        while child.status is None and OUTPUT in child.is_open:
+            self._hear(await child.hear(), output, errors)
+        self._note_end()
+        # Another process may hold the pipes open, and the server is gone all the same.
+        with trio.move_on_after(_LAST_WORDS_SECONDS):
+            while child.status is None or child.is_open:
+                self._hear(await child.hear(), output, errors)
+        self._log_lines(errors.rest())
+        self._note_end()
         self._take_back_unread()
-        return self._reason(process)
+        return self._reason(child.status)
 
     @property
     def _input(self) -> int:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        return _handle(self._process.stdin)
+        assert self._child is not None
+        return self._child.input
 
     def _write_now(self, payload: bytes, delivery: Delivery) -> bool:
         line = _as_line(payload)
@@ -200,7 +190,7 @@ class Stdio(StreamChannel):
             ends.clear()
         ends.append((self._written, delivery))
         while ends and (ends[0][1].heard or ends[0][0] <= self._written - _PIPE):
-            ends.popleft()
+            ends.pop(0)
 
     def _take_back_unread(self) -> None:
         """Notes which messages a process that has ended has left in its pipe, not wholly read.
@@ -219,59 +209,44 @@ class Stdio(StreamChannel):
                 delivery.sent = Sent.PARTLY
 
     async def _release(self) -> None:
-        process = self._process
-        if process is None:
+        child = self._child
+        if child is None:
             return
-        assert process.stdin is not None
-        await _close(process.stdin)
+        child.close_input()
         for number in (None, signal.SIGTERM, signal.SIGKILL):
-            if self._stopped:
+            if child.status is not None:
                 break
             if number is not None:
-                _signal_group(process.pid, number)
+                child.signal_group(number)
             with trio.move_on_after(_STEP_SECONDS, shield=True):
-                await self._reap(process)
-        else:
-            if not self._stopped:
-                log().error("process_stays", server=self._server, pid=process.pid)
-        for stream in (process.stdout, process.stderr):
-            assert stream is not None
-            await _close(stream)
+                await child.wait()
+        self._note_end()
+        if child.status is None:
+            log().error("process_stays", server=self._server, pid=child.pid)
+        self._note_dropped()
+        child.close()
 
-    async def _reap(self, process: trio.Process) -> None:
-        status = await process.wait()
-        # At once, so that the number cannot belong to another group by now.
-        _signal_group(process.pid, signal.SIGKILL)
-        if not self._stopped:
+    def _note_end(self) -> None:
+        """Logs the end of the process, once there is one; once."""
+        child = self._child
+        if child is not None and child.status is not None and not self._stopped:
             self._stopped = True
-            log().info("process_ended", server=self._server, pid=process.pid, status=status)
+            log().info("process_ended", server=self._server, pid=child.pid, status=child.status)
 
-    async def _watch(self, process: trio.Process, reading: trio.CancelScope) -> None:
-        # Another process may hold the pipe open, and the server is gone all the same.
-        await self._reap(process)
-        reading.deadline = trio.current_time() + _LAST_WORDS_SECONDS
-
-    async def _read_stdout(self, process: trio.Process) -> None:
-        assert process.stdout is not None
-        lines = LineDecoder(self._limit)
-        while chunk := await _read(process.stdout):
-            self.hear()
-            for line in lines.feed(chunk):
+    def _hear(
+        self, heard: Sequence[tuple[int, bytes]], output: LineDecoder, errors: LineDecoder
+    ) -> None:
+        for source, chunk in heard:
+            if source == ERRORS:
+                self._log_lines(errors.feed(chunk))
+                continue
+            if chunk:
+                self.hear()
+            for line in output.feed(chunk):
                 if line.cut:
                     self.refuse(line.first, line.last, self._limit)
                 elif line.first.strip():
                     self.take(line.first)
-
-    async def _read_stderr(self, process: trio.Process) -> None:
-        assert process.stderr is not None
-        lines = LineDecoder(_STDERR_LINE)
-        try:
-            async for chunk in process.stderr:
-                self._log_lines(lines.feed(chunk))
-            self._log_lines(lines.rest())
-        finally:
-            self._note_dropped()
-            self._stderr_read.set()
 
     def _log_lines(self, lines: Sequence[Line]) -> None:
         now = trio.current_time()
@@ -299,8 +274,7 @@ class Stdio(StreamChannel):
         text = line.decode("utf-8", "replace").expandtabs().strip()
         return redact("".join(c if c.isprintable() else "\ufffd" for c in text), self._secrets())
 
-    def _reason(self, process: trio.Process) -> str:
-        status = process.returncode
+    def _reason(self, status: int | None) -> str:
         if status is None:
             reason = "its process closed its output"
         elif status < 0:
@@ -315,31 +289,3 @@ class Stdio(StreamChannel):
 def _as_line(payload: bytes) -> bytes:
     # Between the tokens of JSON a line break means nothing; here it would end the message.
     return payload.replace(b"\n", b" ").replace(b"\r", b" ") + b"\n"
-
-
-def _handle(stream: trio.abc.AsyncResource) -> int:
-    """The descriptor of a pipe; negative once it was closed."""
-    assert isinstance(stream, trio.lowlevel.FdStream)
-    return stream.fileno()
-
-
-async def _read(stream: trio.abc.AsyncResource) -> bytes:
-    """What a pipe holds, or nothing at its end; in fewer steps than its stream would take.
-
-    A stream tries first and waits then, but what is read here has mostly not come yet.
-    """
-    while True:
-        await trio.lowlevel.wait_readable(_handle(stream))
-        with contextlib.suppress(BlockingIOError):
-            return os.read(_handle(stream), _CHUNK)
-
-
-def _signal_group(group: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)
-
-
-async def _close(stream: trio.abc.AsyncResource) -> None:
-    # Pipes close at once; the scope is for the checkpoint in it.
-    with trio.move_on_after(_STEP_SECONDS, shield=True):
-        await stream.aclose()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -20,6 +21,7 @@ from kars_router.errors import CallFailed
 from kars_router.loss import fate_of
 from kars_router.model import Failure, Fate, Phase, Sent
 from kars_router.transports.base import Delivery, Position
+from kars_router.transports.child import start_child
 from kars_router.transports.lines import Line, LineDecoder
 from kars_router.transports.stdio import INHERITED, Stdio, environment
 from kars_router.wire import jsonrpc
@@ -184,6 +186,57 @@ os._exit(5)
         async with dying(int(child.taken[0].result or b"0")):
             failure = (await child.fails()).failure
         assert "exited with status 5" in failure.detail
+
+
+async def test_an_orphan_that_never_stops_talking_does_not_keep_the_channel_open() -> None:
+    program = """
+import os, signal
+input()
+if not (pid := os.fork()):
+    os.setsid()
+    print('{"jsonrpc":"2.0","method":"orphan","params":{"pid":%d}}' % os.getpid(), flush=True)
+    while True:
+        os.write(1, b'{"jsonrpc":"2.0","method":"n"}\\n' * 100)
+signal.pause()
+"""
+    async with run(program) as child, trio.open_nursery() as nursery:
+        failures: list[Failure] = []
+
+        async def call() -> None:
+            failures.append((await child.fails()).failure)
+
+        nursery.start_soon(call)
+        await until(lambda: any(message.method == "n" for message in child.taken))
+        started = trio.current_time()
+        os.kill(child.connection.pid or 0, signal.SIGKILL)
+        await until(lambda: bool(failures))
+        assert trio.current_time() - started < 3.0
+        assert "ended by SIGKILL" in failures[0].detail
+        orphan = next(message for message in child.taken if message.method == "orphan")
+        os.kill(jsonrpc.decode(orphan.params)["pid"], signal.SIGKILL)
+
+
+async def test_an_end_is_noticed_where_the_kernel_does_not_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(pid: int) -> int:
+        raise OSError(errno.ENOSYS, "as in some sandboxes")
+
+    monkeypatch.setattr(os, "pidfd_open", missing)
+    program = """
+import os, signal
+input()
+if not (pid := os.fork()):
+    signal.pause()
+os._exit(5)
+"""
+    with capture_logs() as logs:
+        async with run(program) as child:  # and an orphan holds the pipes
+            assert "exited with status 5" in (await child.fails()).failure.detail
+        async with run("import sys; sys.stdin.read(); sys.exit(6)") as child:
+            await child.connection.close()
+    ended = [line["status"] for line in logs if line["event"] == "process_ended"]
+    assert ended == [5, 6]
 
 
 async def test_what_a_process_had_not_read_was_not_executed() -> None:
@@ -441,6 +494,15 @@ async def test_no_descriptor_is_left() -> None:
     for _ in range(3):
         async with run("input()") as child:
             await child.connection.close()
+    assert descriptors() <= before
+
+
+async def test_no_descriptor_is_left_of_a_command_that_cannot_be_started() -> None:
+    await trio.to_thread.run_sync(descriptors)  # the thread is there
+    before = descriptors()
+    for _ in range(3):
+        with pytest.raises(FileNotFoundError):
+            await start_child(["no-such-program-anywhere"], {})
     assert descriptors() <= before
 
 
