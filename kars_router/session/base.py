@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import trio
-
 from kars_router.model import Failure, LossVerdict
 from kars_router.session.caller import Caller
 from kars_router.session.listener import ListenState
 from kars_router.session.pending import Pending
+from kars_router.transports.signals import Signal
 
 
 class Session(Protocol):
@@ -35,7 +34,7 @@ class Session(Protocol):
     stateful: bool
     capabilities: bytes
     instructions: str
-    ended: trio.Event
+    ended: Signal
     lost: LossVerdict | None
     loss_failure: Failure | None
     calls: int
@@ -61,7 +60,7 @@ class Session(Protocol):
         ...
 
     @property
-    def settled(self) -> trio.Event:
+    def settled(self) -> Signal:
         """Set once its standing stream is open, or known not to be offered."""
         ...
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 
 import trio
@@ -113,37 +113,30 @@ async def open_by_era(
             failure proves it wrong.
     """
     openers = {Era.HANDSHAKE: handshake, Era.STATELESS: stateless}
-    async with AsyncExitStack() as stack:
-        session = await _enter(stack, verdict, openers, order)
-        try:
-            yield session
-        finally:
-            failure = session.loss_failure
-            if failure is not None and failure.code == OTHER_REVISION:
-                verdict.forget()
-
-
-async def _enter(
-    stack: AsyncExitStack, verdict: Verdict, openers: dict[Era, Opener], order: Order
-) -> Session:
     first = Era.STATELESS if order is Order.STATELESS_FIRST else Era.HANDSHAKE
     era = verdict.current or first
+    fixed = verdict.pinned is not None or order is Order.HANDSHAKE_ONLY
     attempts = 0
-    while True:
+    session: Session | None = None
+    while session is None:
         attempts += 1
         try:
-            session = await stack.enter_async_context(openers[era]())
+            async with openers[era]() as session:
+                verdict.learn(era)
+                try:
+                    yield session
+                finally:
+                    failure = session.loss_failure
+                    if failure is not None and failure.code == OTHER_REVISION:
+                        verdict.forget()
         except HandshakeError as error:
-            other = _other(era, error.failure)
-            fixed = verdict.pinned is not None or order is Order.HANDSHAKE_ONLY
+            # Once there is a session, it is not the opening that has failed.
+            other = _other(era, error.failure) if session is None else None
             if other is None or fixed or attempts == _MOST_ATTEMPTS:
                 raise
             log().debug("other_era", era=other.value, failure=error.failure.summary())
             verdict.forget()
             era = other
-        else:
-            verdict.learn(era)
-            return session
 
 
 def _other(era: Era, failure: Failure) -> Era | None:

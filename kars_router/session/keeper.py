@@ -22,6 +22,7 @@ from kars_router.session.catalogue import Admits, Catalogue
 from kars_router.session.listener import ListenState
 from kars_router.session.slot import Slot
 from kars_router.telemetry import log
+from kars_router.transports.signals import Signal
 from kars_router.wire import capabilities
 
 _DEBOUNCE_SECONDS: Final = 0.2
@@ -236,8 +237,8 @@ def _slow(server: str, seconds: float) -> CallFailed:
     )
 
 
-async def _either(first: trio.Event, second: trio.Event) -> None:
-    async def watch(event: trio.Event, scope: trio.CancelScope) -> None:
+async def _either(first: Signal, second: trio.Event) -> None:
+    async def watch(event: Signal | trio.Event, scope: trio.CancelScope) -> None:
         await event.wait()
         scope.cancel()
 

@@ -21,6 +21,7 @@ from kars_router.model import Failure
 from kars_router.session.backoff import Backoff
 from kars_router.telemetry import log
 from kars_router.transports.base import Connection, Position
+from kars_router.transports.signals import Signal
 
 _UNAUTHORIZED: Final = (401, 403)
 _GONE: Final = (400, 404)
@@ -70,7 +71,7 @@ class Listener:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.state = ListenState.OPENING
-        self.settled = trio.Event()
+        self.settled = Signal()
         self.opened = 0
         self._short = 0
         self._connection = connection

@@ -24,6 +24,7 @@ from kars_router.session.observer import Observer
 from kars_router.session.questions import RootsMemory
 from kars_router.session.watchers import Watchers
 from kars_router.telemetry import Metrics, log
+from kars_router.transports.signals import Signal
 from kars_router.wire import levels
 
 # Calls in flight at a loss get their own verdict: most servers refuse each of them at once, and
@@ -36,7 +37,7 @@ Opener = Callable[["Slot"], AbstractAsyncContextManager[Session]]
 
 @define(eq=False)
 class _Attempt:
-    done: trio.Event = field(factory=trio.Event)
+    done: Signal = field(factory=Signal)
     failure: Failure | None = None
 
 
@@ -72,21 +73,28 @@ class Slot:
         self.lost_reason = lost_reason
         self.log_level = ""
         self._backoff = Backoff(0.25, 30.0, random.random)
-        self.subscribing = trio.Lock()
+        self._subscribing: trio.Lock | None = None
         self.roots = RootsMemory()
         self.watchers = Watchers()
         self._opener = opener
         self._metrics = metrics
         self._observer = observer
         self._lost = ""
-        self._wanted = trio.Event()
+        self._wanted = Signal()
         self._attempt = _Attempt()
         self._scope = trio.CancelScope()
-        self._finished = trio.Event()
+        self._finished = Signal()
         self._close_reason = "shutdown"
         self._retired = ""
         self.served: set[str] = set()  # agents with a call that this generation may have executed
         self._owed: dict[str, SessionReset] = {}
+
+    @property
+    def subscribing(self) -> trio.Lock:
+        """Held by whoever has a resource watched; made when somebody does."""
+        if self._subscribing is None:
+            self._subscribing = trio.Lock()
+        return self._subscribing
 
     async def run(self) -> None:
         """Opens sessions as they are wanted, until cancelled or closed.
@@ -263,7 +271,7 @@ class Slot:
 
     def _settle(self, failure: Failure | None) -> None:
         attempt, self._attempt = self._attempt, _Attempt()
-        self._wanted = trio.Event()
+        self._wanted = Signal()
         attempt.failure = failure
         attempt.done.set()
 

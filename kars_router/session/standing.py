@@ -26,6 +26,7 @@ from kars_router.session.stamping import Stamps
 from kars_router.session.subscription import LISTEN, UPDATED, Filter, Stream, list_changed
 from kars_router.telemetry import log
 from kars_router.transports.base import Connection
+from kars_router.transports.signals import Signal
 from kars_router.wire import envelope, jsonrpc
 from kars_router.wire.jsonrpc import Kind, Message
 
@@ -74,7 +75,7 @@ class Standing:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.state = ListenState.OPENING
-        self.settled = trio.Event()
+        self.settled = Signal()
         self.opened = 0
         self._connection = connection
         self._stamps = stamps

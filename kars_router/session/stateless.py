@@ -37,6 +37,7 @@ from kars_router.session.stamping import Stamps
 from kars_router.session.standing import Standing
 from kars_router.telemetry import Metrics, log
 from kars_router.transports.base import Connection, Deliver, Delivery
+from kars_router.transports.signals import Signal
 from kars_router.wire import jsonrpc, progress
 from kars_router.wire.jsonrpc import Kind, Message
 from kars_router.wire.params import HeaderPlan
@@ -78,7 +79,7 @@ class StatelessSession:
     ) -> None:
         self.capabilities = b"{}"
         self.instructions = ""
-        self.ended = trio.Event()
+        self.ended = Signal()
         self.lost: LossVerdict | None = None
         self.loss_failure: Failure | None = None
         self.calls = 0
@@ -89,7 +90,7 @@ class StatelessSession:
         self._metrics = metrics
         self._notify = notify
         self._pending: dict[bytes, Pending] = {}
-        self._idle = trio.Event()
+        self._idle = Signal()
         self._judge = Judge(self, classify)
         self._around: Surroundings
         self.standing: Standing
@@ -110,7 +111,7 @@ class StatelessSession:
         return len(self._pending)
 
     @property
-    def settled(self) -> trio.Event:
+    def settled(self) -> Signal:
         """See `Session.settled`."""
         return self.standing.settled
 
@@ -192,7 +193,7 @@ class StatelessSession:
         """See `Session.drain`."""
         with trio.move_on_after(seconds):
             while self._pending:
-                self._idle = trio.Event()
+                self._idle = Signal()
                 await self._idle.wait()
 
     async def subscribe(self, uri: str, *, time_limit: float) -> bytes | None:

@@ -30,6 +30,7 @@ from kars_router.session.questions import Questions
 from kars_router.session.wishes import Wishes
 from kars_router.telemetry import Metrics, log
 from kars_router.transports.base import Connection, Deliver
+from kars_router.transports.signals import Signal
 from kars_router.wire import capabilities, jsonrpc, progress
 from kars_router.wire.jsonrpc import Kind, Message
 
@@ -58,7 +59,7 @@ class UpstreamSession:
     ) -> None:
         self.capabilities = b"{}"
         self.instructions = ""
-        self.ended = trio.Event()
+        self.ended = Signal()
         self.lost: LossVerdict | None = None
         self.loss_failure: Failure | None = None
         self.calls = 0
@@ -71,7 +72,7 @@ class UpstreamSession:
         self._pending: dict[bytes, Pending] = {}
         self._callers: dict[bytes, Caller] = {}
         self._checked: trio.Event | None = None
-        self._idle = trio.Event()
+        self._idle = Signal()
         self._wishes = Wishes(options.server, self, nursery, seconds=options.connect_timeout)
         self._connection: Connection
         self._answers: Answers
@@ -99,7 +100,7 @@ class UpstreamSession:
         return self._answers.pings
 
     @property
-    def settled(self) -> trio.Event:
+    def settled(self) -> Signal:
         """See `Session.settled`."""
         return self.listener.settled
 
@@ -215,7 +216,7 @@ class UpstreamSession:
         """See `Session.drain`."""
         with trio.move_on_after(seconds):
             while self._pending:
-                self._idle = trio.Event()
+                self._idle = Signal()
                 await self._idle.wait()
 
     async def probe(self) -> bool:
