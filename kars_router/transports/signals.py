@@ -28,7 +28,7 @@ class Signal:
             self._event.set()
 
     async def wait(self) -> None:
-        """Waits until it has happened."""
+        """Waits until it has happened. Cancellation changes nothing."""
         if self._event is None:
             self._event = trio.Event()
             if self._is_set:

@@ -8,6 +8,7 @@ Source: MCP 2025-11-25 "Transports / Streamable HTTP"; MCP 2026-07-28 "Streamabl
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
@@ -50,6 +51,17 @@ _SESSION_ID: Final = re.compile(r"[\x21-\x7e]+")
 _HANDSHAKE_ERA: Final = frozenset({None, "2024-11-05", *eras.HANDSHAKE_REVISIONS})
 
 
+# The same for all sessions of a server, which may be many.
+@functools.lru_cache
+def _parsed(url: str) -> httpx.URL:
+    return httpx.URL(url)
+
+
+@functools.lru_cache
+def _limits(connect_timeout: float) -> Mapping[str, float | None]:
+    return {"connect": connect_timeout, "write": connect_timeout, "read": None, "pool": None}
+
+
 class StreamableHttp:
     """One session over Streamable HTTP.
 
@@ -83,16 +95,11 @@ class StreamableHttp:
         self.session_id: str | None = None
         self.revision: str | None = None
         self._client = client
-        self._url = httpx.URL(url)
+        self._url = _parsed(url)
         self._server = server
         self._authorization = Authorization(credentials)
         self._extra = dict(headers or {})
-        self._limits: Mapping[str, float | None] = {
-            "connect": connect_timeout,
-            "write": connect_timeout,
-            "read": None,
-            "pool": None,
-        }
+        self._limits = _limits(connect_timeout)
         self._outline: tuple[object, Outline] | None = None
         self._answers = Answers(
             server, deliver, self._failure, event_limit=event_limit, body_limit=body_limit
