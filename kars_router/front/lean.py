@@ -112,7 +112,8 @@ class Connection:
             answer, whose time is the application's.
         ended: whether nothing more can come.
         broken: whether nothing more can be sent.
-        sending: held by the task of an application that is sending.
+        congestion: where other tasks wait while one of them is sending what the peer is slow to
+            read; None while nothing has to be waited for.
     """
 
     __slots__ = (
@@ -120,10 +121,10 @@ class Connection:
         "_expired",
         "_place",
         "broken",
+        "congestion",
         "data",
         "deadline",
         "ended",
-        "sending",
         "server",
         "sock",
     )
@@ -135,7 +136,7 @@ class Connection:
         self.deadline = math.inf
         self.ended = False
         self.broken = False
-        self.sending = trio.Lock()
+        self.congestion: trio.lowlevel.ParkingLot | None = None
         self._expired = False
         self._client: tuple[str, int] | None = None
         self._place: tuple[str, int] | None = None
@@ -184,10 +185,12 @@ class Connection:
     async def write(self, parts: list[bytes]) -> None:
         """Sends; returns once all is with the kernel, or the peer has gone.
 
+        One task at a time: where there are several, each waits for its `turn` first.
+
         Cancellation: does not end it, or what comes next would not be understood. Only
         `cut_off` does.
         """
-        for part in parts:
+        for at, part in enumerate(parts):
             if self.broken:
                 return
             try:
@@ -198,19 +201,31 @@ class Connection:
                 self.broken = True
                 return
             if sent < len(part):
-                await self._write_slowly(memoryview(part)[sent:])
+                left = [memoryview(part)[sent:], *(memoryview(each) for each in parts[at + 1 :])]
+                await self._write_slowly(left)
+                return
 
-    async def _write_slowly(self, rest: memoryview) -> None:
-        with trio.CancelScope(shield=True):  # ended by TCP_USER_TIMEOUT, or by `cut_off`
-            while rest:
-                try:
-                    await trio.lowlevel.wait_writable(self.sock)
-                    rest = rest[self.sock.send(rest) :]
-                except BlockingIOError:
-                    continue
-                except (OSError, trio.ClosedResourceError):
-                    self.broken = True
-                    return
+    async def turn(self) -> None:
+        """Waits until no other task is sending; need not be called while there is no congestion."""
+        while self.congestion is not None:
+            await self.congestion.park()
+
+    async def _write_slowly(self, parts: list[memoryview]) -> None:
+        self.congestion = congestion = trio.lowlevel.ParkingLot()
+        try:
+            with trio.CancelScope(shield=True):  # ended by TCP_USER_TIMEOUT, or by `cut_off`
+                for rest in parts:
+                    while rest:
+                        try:
+                            await trio.lowlevel.wait_writable(self.sock)
+                            rest = rest[self.sock.send(rest) :]  # noqa: PLW2901 - what is left
+                        except BlockingIOError:
+                            continue
+        except (OSError, trio.ClosedResourceError):
+            self.broken = True
+        finally:
+            self.congestion = None
+            congestion.unpark_all()
 
     def wake(self) -> None:
         """Has whoever waits for the socket look around."""

@@ -70,9 +70,9 @@ class Cycle:
         try:
             if self._expects:
                 self._expects = False
-                async with self._connection.sending:
-                    if not self.response.started:
-                        await self._connection.write([CONTINUE])
+                await self._connection.turn()
+                if not self.response.started:
+                    await self._connection.write([CONTINUE])
             await self._connection.fill()
         finally:
             self._reading = False
@@ -80,11 +80,11 @@ class Cycle:
 
     async def _refuse(self, error: BadRequestError) -> None:
         connection = self._connection
-        async with connection.sending:
-            unwritten = not self.response.written
-            self.response.abandon()
-            if unwritten:
-                await connection.write([refusal(error.status, connection.server.dates.line())])
+        await connection.turn()
+        unwritten = not self.response.written
+        self.response.abandon()
+        if unwritten:
+            await connection.write([refusal(error.status, connection.server.dates.line())])
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         """Sends the response's head, or the next piece of its body; nothing once the peer has left.
@@ -92,18 +92,9 @@ class Cycle:
         The head of a response with a Content-Length goes out together with its body's beginning.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        sending = self._connection.sending
-        try:
-            sending.acquire_nowait()
-        except trio.WouldBlock:
-            await sending.acquire()
-        try:
-            await self._send(message)
-        finally:
-            sending.release()
-
-    async def _send(self, message: MutableMapping[str, Any]) -> None:
         connection, response = self._connection, self.response
+        if connection.congestion is not None:
+            await connection.turn()
         if self._over or response.complete:
             return
         kind = message["type"]
