@@ -79,7 +79,7 @@ class AdminApp:
         exchange = Exchange(scope, receive, send)
         # Addresses pass as Host: scrapes use them, and no page can make one its own. Health says
         # nothing worth protecting, and probes may come with any name.
-        host, origin = exchange.header("host"), exchange.header("origin")
+        host, origin = exchange.header(b"host"), exchange.header(b"origin")
         if is_address(host) or exchange.path in ("/healthz", "/readyz"):
             if host and origin.lower() in (f"http://{host}", f"https://{host}"):
                 origin = ""  # a page of this very address, such as the status page

@@ -60,7 +60,7 @@ class ApprovalsApi:
         if not self._token.known:
             text = f"set `state` or {VARIABLE}: without an admin token nobody can decide here"
             await _fail(exchange, 503, text)
-        elif not self._token.admits(exchange.header("authorization")):
+        elif not self._token.admits(exchange.header(b"authorization")):
             text = f"show the admin token: the file {TOKEN_FILE} in the state directory holds it"
             await _fail(exchange, 401, text)
         elif exchange.path == PATH and exchange.method in ("GET", "HEAD"):

@@ -13,10 +13,13 @@ from __future__ import annotations
 from typing import Final
 
 from kars_router.errors import AgentError
+from kars_router.front.agents import AgentSession
 from kars_router.front.auth import AgentGate
 from kars_router.front.bearer import take_authorization
 from kars_router.front.exchange import (
     JSON,
+    SESSION_HEADER,
+    VERSION_HEADER,
     BodyTooLargeError,
     BodyTooSlowError,
     DisconnectedError,
@@ -95,7 +98,7 @@ class AgentApp:
             return
 
     async def _route(self, exchange: Exchange) -> None:
-        status = self.guard.refuses(exchange.header("host"), exchange.header("origin"))
+        status = self.guard.refuses(exchange.header(b"host"), exchange.header(b"origin"))
         if status is not None:
             header = "Origin" if status == FORBIDDEN else "Host"
             raise AgentError(jsonrpc.INVALID_REQUEST, f"this {header} is not allowed", status)
@@ -107,7 +110,7 @@ class AgentApp:
         if exchange.method == "POST":
             _check_post(exchange)
             await self._post(exchange, endpoint)
-        elif envelope.claims(b"", exchange.header(eras.VERSION_HEADER)):
+        elif envelope.claims(b"", exchange.header(VERSION_HEADER)):
             await _refuse(exchange, 405, _error("this revision has POST only"), (_ALLOW_POST,))
         elif exchange.method == "GET":
             await self._get(exchange, endpoint)
@@ -118,13 +121,15 @@ class AgentApp:
             await _refuse(exchange, 405, _error("use POST, GET or DELETE"), (_ALLOW,))
 
     async def _post(self, exchange: Exchange, endpoint: str) -> None:
-        version = exchange.header(eras.VERSION_HEADER).strip(" \t")
+        version = exchange.header(VERSION_HEADER).strip(" \t")
+        named = exchange.header(SESSION_HEADER)
+        session: AgentSession | None = None
         stranger: AgentError | None = None
-        if exchange.header(eras.SESSION_HEADER) and not envelope.claims(b"", version):
+        if named and not envelope.claims(b"", version):
             # Strangers' bodies take no room, unless it is the body that has to say whether the
             # session means anything: the stateless era ignores it.
             try:
-                self._legacy.session_of(exchange, endpoint)
+                session = self._legacy.session_of(exchange, endpoint)
             except AgentError as error:
                 if version or self._stateless is None:
                     raise
@@ -132,20 +137,20 @@ class AgentApp:
         body = await exchange.body(self.body_limit)
         # With a session id, a revision that nobody knows is the other era's to refuse, unless the
         # body has the envelope of this one.
-        known = version in eras.STATELESS_REVISIONS or not exchange.header(eras.SESSION_HEADER)
+        known = version in eras.STATELESS_REVISIONS or not named
         if self._stateless is not None and claims(version if known else "", body):
             await self._stateless.post(exchange, endpoint, body)
         elif stranger is not None:
             raise stranger
         else:
-            await self._legacy.post(exchange, endpoint, body)
+            await self._legacy.post(exchange, endpoint, body, session)
 
     async def _get(self, exchange: Exchange, endpoint: str) -> None:
-        if not eras.accepts(exchange.header("accept"), eras.STREAM_TYPE):
+        if not eras.accepts(exchange.header(b"accept"), eras.STREAM_TYPE):
             raise AgentError(
                 jsonrpc.INVALID_REQUEST, f"a GET must accept {eras.STREAM_TYPE}", status=406
             )
-        if not exchange.header(eras.SESSION_HEADER):
+        if not exchange.header(SESSION_HEADER):
             # Several clients take a 404 or 400 here for a broken server.
             await _refuse(exchange, 405, _error("a GET needs a session; initialize"), (_ALLOW,))
             return
@@ -165,14 +170,14 @@ class AgentApp:
 
 
 def _check_post(exchange: Exchange) -> None:
-    accept = exchange.header("accept")
+    accept = exchange.header(b"accept")
     if not (eras.accepts(accept, eras.JSON_TYPE) and eras.accepts(accept, eras.STREAM_TYPE)):
         raise AgentError(
             jsonrpc.INVALID_REQUEST,
             f"a POST must accept both {eras.JSON_TYPE} and {eras.STREAM_TYPE}",
             status=406,
         )
-    kind = exchange.header("content-type").partition(";")[0].strip().lower()
+    kind = exchange.header(b"content-type").partition(";")[0].strip().lower()
     if kind != eras.JSON_TYPE:
         raise AgentError(
             jsonrpc.INVALID_REQUEST, f"the content type must be {eras.JSON_TYPE}", status=415

@@ -7,17 +7,26 @@ Source: ASGI HTTP message format 2.x; RFC 9110.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any, Final
 
 import trio
 
 from kars_router.front.principal import NOBODY
+from kars_router.wire import eras
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Header = tuple[bytes, bytes]
+
+# As ASGI names them.
+SESSION_HEADER: Final = eras.SESSION_HEADER.encode("ascii")
+VERSION_HEADER: Final = eras.VERSION_HEADER.encode("ascii")
+LAST_EVENT_ID_HEADER: Final = eras.LAST_EVENT_ID_HEADER.encode("ascii")
+# What an ASGI server may offer among its extensions: a function that takes the whole body of the
+# request if all of it has come and returns None otherwise, so that nothing is to be waited for.
+BODY_AT_HAND: Final = "kars.body_at_hand"
 
 JSON: Final = (b"content-type", b"application/json")
 _BODY_SECONDS: Final = 30.0
@@ -60,20 +69,20 @@ class Exchange:
         self.scope = scope
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self.headers: dict[bytes, bytes] = {}
-        for name, value in scope["headers"]:
-            before = self.headers.get(name)
-            self.headers[name] = value if before is None else b"%b, %b" % (before, value)
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        if len(self.headers) < len(scope["headers"]):
+            self.headers = _joined(scope["headers"])
         self.query: bytes = scope.get("query_string", b"")
         self.principal = NOBODY
         self.started = False
         self.gone = False
+        self._extensions: Mapping[str, Any] = scope.get("extensions") or {}
         self._receive = receive
         self._send = send
 
-    def header(self, name: str) -> str:
-        """A request header's value; "" if absent."""
-        return self.headers.get(name.encode("ascii"), b"").decode("latin-1")
+    def header(self, name: bytes) -> str:
+        """The value of a request header of this name in lower case; "" if absent."""
+        return self.headers.get(name, b"").decode("latin-1")
 
     async def body(self, limit: int) -> bytes:
         """Reads the request's body.
@@ -86,6 +95,13 @@ class Exchange:
             BodyTooSlowError: it is not complete within thirty seconds.
             DisconnectedError: the peer left.
         """
+        body_at_hand = self._extensions.get(BODY_AT_HAND)
+        body: bytes | None = body_at_hand() if body_at_hand is not None else None
+        if body is not None:
+            if len(body) > limit:
+                raise BodyTooLargeError
+            return body
+        # A time limit costs more than taking what has come.
         with trio.CancelScope(deadline=trio.current_time() + _BODY_SECONDS):
             return await self._body(limit)
         raise BodyTooSlowError
@@ -179,6 +195,14 @@ class Exchange:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 return
+
+
+def _joined(pairs: Iterable[Header]) -> dict[bytes, bytes]:
+    headers: dict[bytes, bytes] = {}
+    for name, value in pairs:
+        before = headers.get(name)
+        headers[name] = value if before is None else b"%b, %b" % (before, value)
+    return headers
 
 
 async def accept_lifespan(receive: Receive, send: Send) -> None:

@@ -21,6 +21,7 @@ from urllib.parse import unquote
 
 import trio
 
+from kars_router.front.exchange import BODY_AT_HAND
 from kars_router.front.lean_cycle import Cycle
 from kars_router.front.lean_parser import BadRequestError, Head, take_head
 from kars_router.front.lean_response import Dates, refusal
@@ -264,6 +265,7 @@ class Connection:
 
     async def _serve(self, head: Head) -> bool:
         path, _, query = head.target.partition(b"?")
+        cycle = Cycle(self, head)
         scope: MutableMapping[str, Any] = {
             "type": "http",
             "http_version": head.version,
@@ -278,9 +280,8 @@ class Connection:
             "client": self._client,
             "server": self._place,
             "state": {},
-            "extensions": {},
+            "extensions": {BODY_AT_HAND: cycle.body_at_hand},
         }
-        cycle = Cycle(self, head)
         try:
             await self.server.app(scope, cycle.receive, cycle.send)
         except Exception:  # crash barrier: one request

@@ -39,6 +39,20 @@ class Cycle:
         self._reading = False
         self._waiting: trio.lowlevel.ParkingLot | None = None
 
+    def body_at_hand(self) -> bytes | None:
+        """What is left of the body, if all of that has come; else None, and it stays where it is.
+
+        Only for bodies of known length. The extension `exchange.BODY_AT_HAND`.
+        """
+        body, connection = self._body, self._connection
+        if not isinstance(body, SizedBody) or self._over or self.response.complete:
+            return None
+        if len(connection.data) < body.left:
+            return None
+        piece, connection.data = body.take(connection.data)
+        self._body = None
+        return piece
+
     async def receive(self) -> MutableMapping[str, Any]:
         """The body's next piece; after the last one, waits for the peer to leave."""
         connection = self._connection

@@ -162,13 +162,14 @@ class SizedBody:
     """A body of known length.
 
     Attributes:
+        left: how much of it was not taken yet.
         done: whether all of it was taken.
     """
 
-    __slots__ = ("_left", "done")
+    __slots__ = ("done", "left")
 
     def __init__(self, length: int) -> None:
-        self._left = length
+        self.left = length
         self.done = length == 0
 
     def take(self, data: bytes) -> tuple[bytes, bytes]:
@@ -177,12 +178,12 @@ class SizedBody:
         Returns:
             the body's next piece, and what is left: what comes after the body, once that is done.
         """
-        left = self._left
+        left = self.left
         if len(data) <= left:
-            self._left = left - len(data)
-            self.done = not self._left
+            self.left = left - len(data)
+            self.done = not self.left
             return data, b""
-        self._left = 0
+        self.left = 0
         self.done = True
         return data[:left], data[left:]
 

@@ -20,7 +20,14 @@ from kars_router.front import declared
 from kars_router.front.agents import AgentRegistry, AgentSession, TooManySessionsError
 from kars_router.front.attendance import Attendance
 from kars_router.front.callers import Requester
-from kars_router.front.exchange import JSON, Exchange, Header
+from kars_router.front.exchange import (
+    JSON,
+    LAST_EVENT_ID_HEADER,
+    SESSION_HEADER,
+    VERSION_HEADER,
+    Exchange,
+    Header,
+)
 from kars_router.front.handshake_caller import HandshakePort
 from kars_router.front.operations import Operations
 from kars_router.front.reading import members, text
@@ -70,20 +77,27 @@ class LegacyServer:
         """Looks after agents whose answers take a while, until cancelled."""
         await self._attendance.run(task_status=task_status)
 
-    async def post(self, exchange: Exchange, endpoint: str, body: bytes) -> None:
+    async def post(
+        self,
+        exchange: Exchange,
+        endpoint: str,
+        body: bytes,
+        session: AgentSession | None = None,
+    ) -> None:
         """Answers a POST.
 
         Args:
             exchange: the request.
             endpoint: one server's name, or "" for all.
             body: its body.
+            session: the `session_of` the request, if that was found before its body came.
 
         Raises:
             AgentError: the message cannot be acted on.
             MalformedError: it is no JSON-RPC message.
         """
         if jsonrpc.is_batch(body):
-            await self._batch(exchange, endpoint, body)
+            await self._batch(exchange, self.session_of(exchange, endpoint), body)
             return
         message = jsonrpc.parse(body)
         if message.kind is Kind.REQUEST and message.method == "initialize":
@@ -94,7 +108,8 @@ class LegacyServer:
                 body = jsonrpc.error(message.id, refusal)
                 await exchange.respond(error.status, body, (JSON,))
             return
-        session = self.session_of(exchange, endpoint)
+        if session is None or session.ended:
+            session = self.session_of(exchange, endpoint)
         if message.kind is not Kind.REQUEST:
             self._take(session, message)
             await exchange.respond(202)
@@ -107,7 +122,7 @@ class LegacyServer:
         """Answers a GET: an event stream that lives as long as agent, session and router do."""
         session = self.session_of(exchange, endpoint)
         if not self._operations.accepting:
-            found = session.log.find(exchange.header(eras.LAST_EVENT_ID_HEADER))
+            found = session.log.find(exchange.header(LAST_EVENT_ID_HEADER))
             # A call in flight may still be waited for.
             if found is None or found[0].standing:
                 raise AgentError(jsonrpc.REFUSED, "the router is shutting down", status=503)
@@ -126,12 +141,12 @@ class LegacyServer:
             AgentError: with HTTP status 400 if it names none or an unusable revision, 404 if the
                 session is not, or no longer, known, 503 if there are too many.
         """
-        session_id = exchange.header(eras.SESSION_HEADER)
+        session_id = exchange.header(SESSION_HEADER)
         if not session_id:
             raise AgentError(
                 jsonrpc.INVALID_REQUEST, "the header Mcp-Session-Id is missing", status=400
             )
-        revision = exchange.header(eras.VERSION_HEADER)
+        revision = exchange.header(VERSION_HEADER)
         if revision and revision not in eras.HANDSHAKE_REVISIONS:
             known = ", ".join(eras.HANDSHAKE_REVISIONS)
             raise AgentError(
@@ -180,7 +195,7 @@ class LegacyServer:
         }
         if instructions := self._operations.instructions(endpoint):
             result["instructions"] = instructions
-        header: Header = (eras.SESSION_HEADER.encode(), session_id.encode())
+        header: Header = (SESSION_HEADER, session_id.encode())
         body = jsonrpc.result(message.id, jsonrpc.encode(result))
         await exchange.respond(200, body, (JSON, header))
 
@@ -192,8 +207,7 @@ class LegacyServer:
             self._supervisor.join(session.agent, port)
         return port
 
-    async def _batch(self, exchange: Exchange, endpoint: str, body: bytes) -> None:
-        session = self.session_of(exchange, endpoint)
+    async def _batch(self, exchange: Exchange, session: AgentSession, body: bytes) -> None:
         if not eras.allows_batch(session.ticket.revision):
             raise AgentError(
                 jsonrpc.INVALID_REQUEST,

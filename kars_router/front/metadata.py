@@ -75,7 +75,7 @@ def _resource(origin: str, about: str, audience: Iterable[str]) -> str:
 
 
 def _origin(exchange: Exchange, audience: Iterable[str]) -> str:
-    host = exchange.header("host").lower()
+    host = exchange.header(b"host").lower()
     if not _HOST.match(host):
         return ""
     for each in audience:

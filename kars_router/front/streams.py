@@ -18,9 +18,14 @@ from attrs import define, field
 
 from kars_router.front.agents import AgentSession
 from kars_router.front.attendance import Attendance
-from kars_router.front.exchange import JSON, STREAM_HEADERS, Exchange
+from kars_router.front.exchange import (
+    JSON,
+    LAST_EVENT_ID_HEADER,
+    STREAM_HEADERS,
+    Exchange,
+)
 from kars_router.front.replay import EventStream, Reader
-from kars_router.wire import eras, sse
+from kars_router.wire import sse
 
 KEEPALIVE_SECONDS: Final = 15.0
 # Clients of older revisions choke on an event without data.
@@ -202,7 +207,7 @@ async def serve_get(exchange: Exchange, session: AgentSession) -> None:
     It goes on with the stream whose event the agent names, as far as that is known; else what
     waited for a stream is sent first. Cancellation cuts the stream off.
     """
-    stream, reader = session.listen(exchange.header(eras.LAST_EVENT_ID_HEADER))
+    stream, reader = session.listen(exchange.header(LAST_EVENT_ID_HEADER))
     try:
         await exchange.start(200, STREAM_HEADERS)
         async with trio.open_nursery() as nursery:

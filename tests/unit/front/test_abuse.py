@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import httpx
@@ -74,8 +74,13 @@ async def test_of_a_burst_of_streams_four_stay(bench: Bench) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def _statuses(bench: Bench, session: str | None, body: list[bytes]) -> list[int]:
-    """What a POST is answered whose body stops coming after some parts."""
+async def _statuses(
+    bench: Bench,
+    session: str | None,
+    body: list[bytes],
+    then: Callable[[], bytes] | None = None,
+) -> list[int]:
+    """What a POST is answered whose body stops coming after some parts, or ends with `then`."""
     parts = list(body)
     statuses: list[int] = []
     headers = {"host": "localhost", "accept": BOTH, "content-type": "application/json"}
@@ -85,6 +90,8 @@ async def _statuses(bench: Bench, session: str | None, body: list[bytes]) -> lis
 
     async def receive() -> dict[str, Any]:
         if not parts:
+            if then is not None:
+                return {"type": "http.request", "body": then()}
             await trio.sleep_forever()
         return {"type": "http.request", "body": parts.pop(), "more_body": True}
 
@@ -113,6 +120,19 @@ async def test_the_body_of_a_stranger_is_not_read(bench: Bench) -> None:
     started = trio.current_time()
     assert await _statuses(bench, "made-up", [b" " * 65_536] * 9) == [404]
     assert trio.current_time() == started
+
+
+async def test_a_session_that_ends_while_a_body_comes_is_unknown(bench: Bench) -> None:
+    agent = await bench.connect()
+    ping = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
+    assert await _statuses(bench, agent.session, [], lambda: ping) == [200]
+
+    def end_first() -> bytes:
+        (session,) = bench.router.agents.all()
+        bench.router.agents.end(session, "the agent ended it")
+        return ping
+
+    assert await _statuses(bench, agent.session, [], end_first) == [404]
 
 
 async def test_sessions_that_never_called_make_room(autojump_clock: MockClock) -> None:

@@ -24,7 +24,7 @@ from unit.front.lean_kit import (
     take_body,
 )
 
-from kars_router.front.exchange import Receive, Scope, Send
+from kars_router.front.exchange import BODY_AT_HAND, Receive, Scope, Send
 
 
 async def test_requests_on_one_connection_are_answered_in_turn() -> None:
@@ -41,6 +41,7 @@ async def test_requests_on_one_connection_are_answered_in_turn() -> None:
         await stream.aclose()
         await rig.ends()
     scope = dict(app.scopes[0])
+    assert [*scope.pop("extensions")] == [BODY_AT_HAND]
     assert scope.pop("headers") == [(b"host", b"localhost"), (b"content-length", b"6")]
     assert scope == {
         "type": "http",
@@ -55,7 +56,6 @@ async def test_requests_on_one_connection_are_answered_in_turn() -> None:
         "client": None,
         "server": None,
         "state": {},
-        "extensions": {},
     }
 
 

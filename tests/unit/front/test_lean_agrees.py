@@ -108,6 +108,7 @@ async def outcome(listener: Listener, data: bytes) -> tuple[list[int], list[Any]
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         body = b""
         known = {**scope, "client": None, "server": None, "headers": [*scope["headers"]]}
+        del known["extensions"]
         assert scope["client"] is not None
         assert scope["server"] is not None
         while True:

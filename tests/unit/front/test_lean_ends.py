@@ -24,7 +24,14 @@ from unit.front.lean_kit import (
     take_body,
 )
 
-from kars_router.front.exchange import Receive, Scope, Send
+from kars_router.front.exchange import (
+    BODY_AT_HAND,
+    BodyTooLargeError,
+    Exchange,
+    Receive,
+    Scope,
+    Send,
+)
 from kars_router.front.lean import LeanServer
 
 
@@ -179,6 +186,63 @@ async def test_several_tasks_can_read_one_body() -> None:
         await read_some(stream, b"\r\n\r\n")
         await stream.aclose()
     assert got == [b"ab", b"cd"]
+
+
+async def test_a_body_that_has_come_is_there_without_waiting() -> None:
+    got: list[tuple[bytes | None, bytes]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        at_hand = scope["extensions"][BODY_AT_HAND]()
+        got.append((at_hand, b"" if at_hand is not None else await take_body(receive)))
+        await respond(send, b"fine")
+
+    chunked = request("POST / HTTP/1.1", "transfer-encoding: chunked") + b"3\r\nabc\r\n0\r\n\r\n"
+    head = request("POST / HTTP/1.1", "content-length: 4")
+    async with serving(app) as rig:
+        stream = await rig.connect()
+        await stream.send_all(head + b"abcd" + request() + chunked + head + b"ab")
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await stream.send_all(b"cd")
+        await stream.send_eof()
+        assert statuses(await read_all(stream)) == [200] * 4
+    assert got == [(b"abcd", b""), (b"", b""), (None, b"abc"), (None, b"abcd")]
+
+
+async def test_after_the_response_no_body_is_at_hand() -> None:
+    got: list[bytes | None] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, b"fine")
+        got.append(scope["extensions"][BODY_AT_HAND]())
+
+    async with serving(app) as rig:
+        await rig.ask(request("POST / HTTP/1.1", body=b"abcd"))
+    assert got == [None]
+
+
+async def test_after_a_body_that_was_at_hand_the_peer_can_be_watched() -> None:
+    kinds: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["extensions"][BODY_AT_HAND]() == b"abcd"
+        kinds.append((await receive())["type"])
+
+    async with serving(app) as rig:
+        await rig.ask(request("POST / HTTP/1.1", body=b"abcd"))
+    assert kinds == ["http.disconnect"]
+
+
+async def test_a_body_at_hand_is_limited_like_any_other() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send)
+        try:
+            await exchange.respond(200, await exchange.body(3))
+        except BodyTooLargeError:
+            await exchange.respond(413)
+
+    async with serving(app) as rig:
+        few, many = (request("POST / HTTP/1.1", body=body) for body in (b"abc", b"abcd"))
+        assert statuses(await rig.ask(few + many)) == [200, 413]
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", request()[:-2]])
