@@ -152,6 +152,7 @@ class Metrics:
         self.calls = Counter(
             "kars_calls", "Tool calls by fate.", ["server", "fate", "code"], registry=registry
         )
+        self._calls: dict[tuple[str, str, str], Counter] = {}
         self.replays = Counter(
             "kars_replays", "Calls sent again after a loss.", ["server"], registry=registry
         )
@@ -218,6 +219,15 @@ class Metrics:
         self.reloads = Counter(
             "kars_config_reloads", "Configuration reloads.", ["outcome"], registry=registry
         )
+
+    def call_ended(self, server: str, fate: str, code: str) -> None:
+        """Counts a tool call; a series appears with the first one that it counts."""
+        # Looked up here, since the client's own way there takes longer than counting.
+        key = (server, fate, code)
+        counter = self._calls.get(key)
+        if counter is None:
+            counter = self._calls[key] = self.calls.labels(*key)
+        counter.inc()
 
     @functools.cached_property
     def audit(self) -> AuditMetrics:

@@ -211,7 +211,10 @@ class Operations:
         name = reading.string(params, "name", "tools/call needs the name of a tool")
         if not params.get("arguments", b"{").startswith(b"{"):
             raise AgentError(jsonrpc.INVALID_PARAMS, "arguments must be an object")
-        found = await self._find(who.endpoint, name)
+        found = self._tools.find(who.endpoint, name)
+        if isinstance(found, ServerRuntime):
+            await self._reach(found)
+            found = self._tools.find(who.endpoint, name)
         server = found.name if isinstance(found, ServerRuntime) else found.server
         refusal = self._refusal(found, caller)
         if refusal is not None or isinstance(found, ServerRuntime):
@@ -320,15 +323,11 @@ class Operations:
             if not self.in_flight:
                 self._idle.set()
 
-    async def _find(self, endpoint: str, name: str) -> Tool | ServerRuntime:
-        found = self._tools.find(endpoint, name)
-        if isinstance(found, ServerRuntime):
-            # Only the server that is meant is waited for, and only until its tools are known.
-            with trio.move_on_after(_FIRST_SECONDS):
-                await found.tried.wait()
-            await found.try_now(found.settings.timeouts.connect)
-            found = self._tools.find(endpoint, name)
-        return found
+    async def _reach(self, runtime: ServerRuntime) -> None:
+        # Only the server that is meant is waited for, and only until its tools are known.
+        with trio.move_on_after(_FIRST_SECONDS):
+            await runtime.tried.wait()
+        await runtime.try_now(runtime.settings.timeouts.connect)
 
     def _refusal(
         self, found: Tool | ServerRuntime | None, caller: AgentCaller

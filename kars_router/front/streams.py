@@ -148,7 +148,8 @@ class Outlet:
 
     def close(self) -> None:
         """Leaves nothing behind that waits for more to be said."""
-        self.attendance.leave(self)
+        if not self.over:
+            self.attendance.leave(self)
         if self._attending is not None:
             self._attending.scope.cancel()
         if self.stream is None:

@@ -72,7 +72,8 @@ class Records:
 
     def note_use(self, agent: str, server: str, generation: int) -> None:
         """Records that an agent session uses a generation; repeated calls write nothing."""
-        if self.used(agent, server) == generation:
+        found = self._used.get((agent, server))
+        if found is not None and found[0] == generation:
             return
         now = self._clock()
         self._used[agent, server] = (generation, now)

@@ -85,6 +85,7 @@ class Requests:
     ) -> None:
         self.servers = servers
         self._plugins = plugins
+        self._inspects = plugins.detects_state_loss  # no plugin comes later
         self._metrics = metrics
         self._records = records
 
@@ -101,7 +102,7 @@ class Requests:
             code = "abandoned" if outcome is None else outcome.code
             fate = Fate.UNKNOWN if outcome is None else outcome.fate
             if request.call is not None:
-                self._metrics.calls.labels(request.server, fate.value, code).inc()
+                self._metrics.call_ended(request.server, fate, code)
             if outcome is None or outcome.result is None:
                 log().warning(
                     "call_ended",
@@ -196,8 +197,9 @@ class Requests:
 
     def _note_use(self, slot: Slot, request: Request, generation: int) -> int | None:
         before = self._records.used(request.agent, request.server)
-        slot.note_use(request.agent, generation, before)
-        self._records.note_use(request.agent, request.server, generation)
+        if before != generation:
+            slot.note_use(request.agent, generation, before)
+            self._records.note_use(request.agent, request.server, generation)
         return before
 
     def _note_fate(
@@ -216,7 +218,7 @@ class Requests:
         if call is None:
             return CallOutcome(fate=Fate.EXECUTED, result=result)
         outcome = CallOutcome(fate=Fate.EXECUTED, result=result, reset=slot.take_reset(call.agent))
-        if self._plugins.detects_state_loss and len(result) <= _INSPECT_LIMIT and slot.info:
+        if self._inspects and len(result) <= _INSPECT_LIMIT and slot.info:
             try:
                 decoded: Any = jsonrpc.decode(result)
             except jsonrpc.MalformedError:

@@ -265,7 +265,7 @@ class ServerRuntime:
             if own is not None and agent not in self.slots:
                 session = await own.acquire()
                 self.keeper.stateful = session.stateful
-        if self._mirrors(agent) and agent not in self.slots and self._nursery is not None:
+        if agent not in self.slots and self._nursery is not None and self._mirrors(agent):
             with suppress(HandshakeError):  # who needs the session is told what is wrong with it
                 await self._new_slot(agent, self._nursery).acquire()
         if present and agent not in self._around.ports:

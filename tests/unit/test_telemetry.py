@@ -9,6 +9,7 @@ import pytest
 import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
+from kars_router.model import Fate
 from kars_router.telemetry import METRICS_TYPE, Metrics, configure_logging, log, server_logger
 
 
@@ -126,6 +127,19 @@ def test_each_router_counts_for_itself() -> None:
     labels = {"server": "box", "fate": "executed", "code": "ok"}
     assert one.registry.get_sample_value("kars_calls_total", labels) == 1
     assert two.registry.get_sample_value("kars_calls_total", labels) is None
+
+
+def test_calls_are_counted_by_server_fate_and_code() -> None:
+    metrics = Metrics()
+    counted = [("box", Fate.EXECUTED, "ok")] * 2 + [("box", Fate.UNKNOWN, "timeout")]
+    for server, fate, code in [*counted, ("other", Fate.EXECUTED, "ok")]:
+        metrics.call_ended(server, fate, code)
+    shown = [line for line in metrics.render().decode().splitlines() if "calls_total{" in line]
+    assert sorted(shown) == [
+        'kars_calls_total{code="ok",fate="executed",server="box"} 2.0',
+        'kars_calls_total{code="ok",fate="executed",server="other"} 1.0',
+        'kars_calls_total{code="timeout",fate="unknown",server="box"} 1.0',
+    ]
 
 
 def test_metrics_can_be_parsed_and_are_explained() -> None:
