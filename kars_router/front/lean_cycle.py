@@ -90,7 +90,8 @@ class Cycle:
             await self._connection.fill()
         finally:
             self._reading = False
-            self._wake_others()
+            if self._waiting is not None:
+                self._waiting.unpark_all()
 
     async def _refuse(self, error: BadRequestError) -> None:
         connection = self._connection
@@ -136,7 +137,8 @@ class Cycle:
         self._over = True
         if self._reading:
             self._connection.wake()
-        self._wake_others()
+        if self._waiting is not None:
+            self._waiting.unpark_all()
 
     @property
     def torn(self) -> bool:
@@ -152,7 +154,3 @@ class Cycle:
             except BadRequestError:
                 return False
         return body is None or body.done
-
-    def _wake_others(self) -> None:
-        if self._waiting is not None:
-            self._waiting.unpark_all()

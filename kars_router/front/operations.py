@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
+import msgspec
 import trio
-from attrs import evolve, frozen
 
 from kars_router.errors import AgentError
 from kars_router.front import reading, results
@@ -45,8 +45,8 @@ _EVERYTHING: Final = (
 Undo = Callable[[], None]
 
 
-@frozen(kw_only=True)
-class Answer:
+# As `jsonrpc.Message` one of msgspec's: each call makes one, and these take a tenth of the time.
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What a request ended with: a result or an error, or nothing at all if it was cancelled.
 
     Attributes:
@@ -97,10 +97,10 @@ class Operations:
             "completion/complete": self._complete,
         }
 
-    async def perform(
+    def perform(
         self, who: Requester, method: str, params: bytes, caller: AgentCaller
-    ) -> Answer:
-        """Does what a request asks for.
+    ) -> Awaitable[Answer]:
+        """Does what a request asks for, once it is awaited.
 
         Args:
             who: the agent.
@@ -116,7 +116,7 @@ class Operations:
         handler = self._methods.get(method)
         if handler is None:
             raise AgentError(jsonrpc.METHOD_NOT_FOUND, f"unknown method: {method[:128]}")
-        return await handler(who, reading.members(params), caller)
+        return handler(who, reading.members(params), caller)
 
     async def subscribe(self, who: Requester, params: bytes) -> bytes | None:
         """Has the agent told when a resource changes.
@@ -238,7 +238,7 @@ class Operations:
         if answer.result is not None:
             shown = caller.view.result(server, CALL, answer.result)
             if shown is not answer.result:
-                answer = evolve(answer, result=shown)
+                answer = Answer(result=shown)
         if outcome.reset is None:
             return answer
         undo = partial(self._supervisor.return_reset, who.agent, server, outcome.reset)

@@ -213,7 +213,8 @@ class Exchange:
         elif caller is None or caller.multi_round:
             pending.resolve(reply)
         elif not asks:
-            pending.resolve(evolve(reply, result=envelope.unstamp_result(result)))
+            plain = envelope.unstamp_result(result)
+            pending.resolve(Message(reply.kind, reply.id, result=plain))
 
     def _mendable(self, error: bytes) -> bool:
         code, _ = jsonrpc.error_code(error)

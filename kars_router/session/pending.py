@@ -6,6 +6,7 @@ Must not know how it is sent or what is done about a failure.
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable
 
 import trio
 from attrs import define, field
@@ -93,6 +94,6 @@ class Pending:
         if not self._paused and not self.done:
             self.scope.deadline = trio.current_time() + self._left
 
-    async def wait(self) -> None:
+    def wait(self) -> Awaitable[None]:
         """Waits for the end. Cancellation leaves the request on its way."""
-        await self._done.wait()
+        return self._done.wait()

@@ -15,7 +15,6 @@ import re
 from typing import Any, Final, TypeVar
 
 import msgspec
-from attrs import frozen
 
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600
@@ -34,8 +33,7 @@ class Kind(enum.Enum):
     RESPONSE = "response"
 
 
-@frozen(slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """One JSON-RPC message.
 
     Attributes:
