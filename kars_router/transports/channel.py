@@ -367,7 +367,7 @@ class StreamChannel(Channel):
 
     def send_now(self, payload: bytes, told: Told) -> bool:
         """See `Connection.send_now`."""
-        if self._over.is_set() or self._turn.locked():
+        if self._over.is_set() or (self._turn is not None and self._turn.locked()):
             return False
         if sent := self._write_now(payload, Delivery()):
             told(None)
