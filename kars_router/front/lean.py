@@ -34,6 +34,9 @@ _READ_SIZE: Final = 64 * 1024
 # How long, and how much, a peer may still send that nobody reads.
 _LINGER_SECONDS: Final = 2.0
 _LINGER_BYTES: Final = 16 * 1024 * 1024
+# All connections are looked at together, so that when many expire, one by one, each of them does
+# not have all others looked at. It is how much longer than said a connection may live.
+_LOOK_SECONDS: Final = 0.1
 
 
 class LeanServer:
@@ -101,6 +104,7 @@ class LeanServer:
                 connection.expire()
             elif connection.deadline < self._next_look:
                 self._next_look = connection.deadline
+        self._next_look = max(self._next_look, now + _LOOK_SECONDS)
 
 
 class Connection:

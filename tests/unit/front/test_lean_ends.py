@@ -14,6 +14,7 @@ from unit.front.lean_kit import (
     BIG,
     KEEP_ALIVE,
     Recorder,
+    Rig,
     read_all,
     read_some,
     request,
@@ -294,6 +295,38 @@ async def test_a_server_with_nothing_to_watch_sleeps(autojump_clock: MockClock) 
         assert rig.server._next_look == math.inf
         rig.nursery.cancel_scope.cancel()
         await stream.aclose()
+
+
+async def test_many_that_expire_one_by_one_are_looked_at_ten_times_a_second(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking at all of them each time that one is due would be quadratic."""
+    looks: list[float] = []
+    look = LeanServer._look
+
+    def counted(server: LeanServer) -> None:
+        looks.append(trio.current_time())
+        look(server)
+
+    monkeypatch.setattr(LeanServer, "_look", counted)
+    lives: list[float] = []
+
+    async def live(rig: Rig) -> None:
+        stream = await rig.connect()
+        start = trio.current_time()
+        assert await read_all(stream) == b""
+        lives.append(trio.current_time() - start)
+
+    async with serving(Recorder()) as rig, trio.open_nursery() as nursery:
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(400):
+            nursery.start_soon(live, rig)
+            await trio.sleep(0.005)
+    assert len(lives) == 400
+    assert min(lives) >= KEEP_ALIVE
+    assert max(lives) < KEEP_ALIVE + 0.11
+    ends = [when for when in looks if when > KEEP_ALIVE]
+    assert len(ends) < 30
 
 
 async def test_a_stop_closes_what_is_idle_and_lets_answers_end() -> None:
