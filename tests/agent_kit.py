@@ -15,6 +15,7 @@ import httpx
 import msgspec
 import trio
 from attrs import define, evolve, field
+from serving_kit import open_client
 
 from kars_router.config.load import build
 from kars_router.config.schema import Config
@@ -234,9 +235,7 @@ async def open_bench(
             )
         )
         client, admin = [
-            await stack.enter_async_context(
-                httpx.AsyncClient(transport=AsgiBridge(app, nursery), timeout=None)
-            )
+            await stack.enter_async_context(open_client(app, nursery))
             for app in (router.app, router.admin_app)
         ]
         yield Bench(client, router, running, admin, nursery)

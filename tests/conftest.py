@@ -26,8 +26,13 @@ LISTENERS = ("hypercorn", "lean")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--listener`: with which listener tests that do not say run the router as a process."""
-    parser.addoption("--listener", choices=LISTENERS, help="the router's listener, its own if none")
+    """`--listener`: with which listener every router of a test is run."""
+    parser.addoption(
+        "--listener",
+        choices=LISTENERS,
+        help="the listener of every router; without it processes have their default, routers in "
+        "the test's own process none, and tests for each listener run with each",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,9 +41,16 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["KARS_TEST_LISTENER"] = chosen
 
 
-@pytest.fixture(params=LISTENERS)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests that ask for `each_listener` run with each, or with the one that `--listener` names."""
+    if "each_listener" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("--listener")
+        metafunc.parametrize("each_listener", [chosen] if chosen else LISTENERS, indirect=True)
+
+
+@pytest.fixture
 def each_listener(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Runs a test once with each listener of the router that it starts as a process."""
+    """A listener, which the routers of this test have, in processes of their own or in this one."""
     monkeypatch.setenv("KARS_TEST_LISTENER", request.param)
     return str(request.param)
 

@@ -15,6 +15,7 @@ import msgspec
 import trio
 from agent_kit import BASE, BOTH, events
 from attrs import define, evolve, field
+from serving_kit import open_client
 
 from kars_router.config.load import build
 from kars_router.service import Router, open_router
@@ -418,10 +419,9 @@ async def open_cell(
             whole, serve=False, transports=lambda name, _: AsgiBridge(apps[name], nursery)
         ) as router:
             path = "/mcp" if prefixed else f"/mcp/{server}"
-            client = httpx.AsyncClient(transport=AsgiBridge(router.app, nursery), timeout=None)
             kinds: dict[str, Any] = {"handshake": HandshakeAgent, "stateless": StatelessAgent}
 
-            async with trio.open_nursery() as streams:
+            async with open_client(router.app, nursery) as client, trio.open_nursery() as streams:
 
                 def connect(kind: str) -> Any:
                     return kinds[kind](client, streams, path)
@@ -430,7 +430,6 @@ async def open_cell(
                 offered = await made.start(capabilities)
                 yield Cell(router, made, offered, server, hand, free, prefixed, connect)
                 streams.cancel_scope.cancel()
-            await client.aclose()
         nursery.cancel_scope.cancel()
 
 

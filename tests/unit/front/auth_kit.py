@@ -16,6 +16,7 @@ import trio
 from agent_kit import BASE, BOTH, Visitor, initialize
 from attrs import define, field, frozen
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from serving_kit import open_client
 from unit.front.handshake_kit import LIFETIME, Upstream
 from unit.front.stateless_kit import ScriptedOperations, fixed, headers, meta
 
@@ -277,9 +278,7 @@ async def open_gated(
         await nursery.start(legacy.run)
         await nursery.start(lot.run)
         nursery.start_soon(gate.run)
-        async with httpx.AsyncClient(
-            transport=AsgiBridge(counted, nursery), timeout=None
-        ) as client:
+        async with open_client(counted, nursery) as client:
             yield Gated(
                 client,
                 gate=gate,

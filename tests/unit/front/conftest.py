@@ -17,11 +17,11 @@ def _run_on_virtual_time(*args: Any, clock: MockClock | None = None, **more: Any
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # A test that asks for `bench` alone would get the real clock: pytest-trio looks for a clock
-    # among the test's own arguments only.
+    # A test that asks for one of these alone would get the real clock: pytest-trio looks for a
+    # clock among the test's own arguments only.
     for item in items:
         ours = item.path.is_relative_to(Path(__file__).parent)
-        if ours and "bench" in getattr(item, "fixturenames", ()):
+        if ours and {"bench", "place"} & {*getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.trio(run=_run_on_virtual_time))
 
 

@@ -12,6 +12,7 @@ import msgspec
 import trio
 from agent_kit import Listening, Visitor, initialize, rpc
 from attrs import define
+from serving_kit import open_client
 from trio.testing import wait_all_tasks_blocked
 
 from kars_router.config.schema import Server
@@ -33,7 +34,6 @@ from kars_router.session.records import Records
 from kars_router.session.server import Connector
 from kars_router.session.supervisor import Supervisor
 from kars_router.telemetry import Metrics
-from kars_router.testing import AsgiBridge
 from kars_router.wire import jsonrpc
 
 LIFETIME = 100_000.0
@@ -238,7 +238,7 @@ async def open_kit(*, key: bytes = b"k" * 32, **options: Any) -> AsyncIterator[K
     async with trio.open_nursery() as nursery:
         nursery.start_soon(agents.run)
         await nursery.start(legacy.run)
-        async with httpx.AsyncClient(transport=AsgiBridge(app, nursery), timeout=None) as client:
+        async with open_client(app, nursery) as client:
             yield Kit(
                 client,
                 operations=operations,

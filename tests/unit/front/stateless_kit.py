@@ -13,6 +13,7 @@ import trio
 import trio.testing
 from agent_kit import BASE, BOTH, Listening
 from attrs import define, field
+from serving_kit import open_client
 
 from kars_router.errors import AgentError
 from kars_router.front.asgi import AgentApp
@@ -26,7 +27,6 @@ from kars_router.front.stateless import StatelessServer
 from kars_router.model import Tool
 from kars_router.session.caller import AgentPort
 from kars_router.telemetry import Metrics
-from kars_router.testing import AsgiBridge
 from kars_router.wire import jsonrpc
 from kars_router.wire.params import HeaderPlan
 
@@ -304,8 +304,7 @@ async def open_rig(**options: Any) -> AsyncIterator[Rig]:
     async with trio.open_nursery() as nursery:
         await nursery.start(lot.run)
         nursery.start_soon(identities.run)
-        bridge = AsgiBridge(middleware, nursery)
-        async with httpx.AsyncClient(transport=bridge, timeout=None) as client:
+        async with open_client(middleware, nursery) as client:
             yield Rig(
                 operations=operations,
                 identities=identities,

@@ -13,6 +13,8 @@ from trio.testing import MockClock
 
 from kars_router.testing import Reply, text_of
 
+pytestmark = pytest.mark.usefixtures("each_listener")
+
 
 async def test_a_notice_that_nobody_received_is_given_again(bench: Bench) -> None:
     agent = await bench.connect()

@@ -182,7 +182,8 @@ class TestSharedToken:
             file.unlink() if content is None else file.write_bytes(content)
             for token in ("token", "x" * 20_000, "two"):
                 response = await send(kit, "initialize", token)
-                assert response.status_code in (401, 503)
+                # A listener need not take heads of more than 16 KiB.
+                assert response.status_code in (401, 503, 431 if len(token) > 16_384 else 401)
             assert said(await send(kit, "initialize", "token")) == (
                 503,
                 None,
@@ -450,7 +451,14 @@ async def test_no_header_breaks_anything_or_is_logged(tmp_path: Path) -> None:
                     *((k.encode(), v.encode()) for k, v in request["headers"].items()),
                     (b"authorization", header),
                 ]
-                response = await kit.client.request(**request)
+                try:
+                    response = await kit.client.request(**request)
+                except httpx.LocalProtocolError:
+                    continue  # no header that this client would send over a socket
+                if not response.content:
+                    # The listener's word: control characters, or more than it need take.
+                    assert response.status_code == (431 if len(header) > 16_384 else 400), header
+                    continue
                 assert said(response)[0] == 401, header
                 for part in header.split():
                     if len(part) > 8:

@@ -15,6 +15,8 @@ from kars_router.front.callers import AgentCaller
 from kars_router.front.operations import Answer
 from kars_router.wire import jsonrpc
 
+pytestmark = pytest.mark.usefixtures("each_listener")
+
 CANCELLED = "notifications/cancelled"
 
 

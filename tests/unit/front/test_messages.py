@@ -9,6 +9,8 @@ from trio.testing import MockClock
 
 from kars_router.wire import jsonrpc
 
+pytestmark = pytest.mark.usefixtures("each_listener")
+
 PING = b'{"jsonrpc":"2.0","id":%b,"method":"ping"}'
 
 

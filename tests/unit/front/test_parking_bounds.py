@@ -18,6 +18,8 @@ from kars_router.session.caller import Reply
 from kars_router.session.pending import Pending
 from kars_router.wire import jsonrpc
 
+pytestmark = pytest.mark.usefixtures("each_listener")
+
 ASK = "elicitation/create"
 ALL: dict[str, Any] = {"elicitation": {}, "sampling": {}, "roots": {}}
 FORM = {"message": "which one?", "requestedSchema": {"type": "object", "future": 1}}

@@ -14,6 +14,8 @@ from kars_router.model import CallOutcome, Fate, SessionReset
 from kars_router.testing import HeartbeatServer, PlainAgent, Received, Reply, text_of
 from kars_router.wire import jsonrpc
 
+pytestmark = pytest.mark.usefixtures("each_listener")
+
 # Everything a decoder might change: spellings of numbers, escapes, order, fields nobody knows.
 RESULT = (
     b'{ "z": 1e400, "big":12345678901234567890123, "f" : 1.10, "neg":-0, "s":"\\u0041\\/\xc3\xa9",'

@@ -20,6 +20,8 @@ from unit.front.handshake_kit import (
 from kars_router.front.callers import AgentCaller
 from kars_router.front.operations import Answer
 
+pytestmark = pytest.mark.usefixtures("each_listener")
+
 PROGRESS = "notifications/progress"
 CHANGED = "notifications/prompts/list_changed"
 

@@ -16,6 +16,8 @@ from kars_router.front.operations import Answer
 from kars_router.session.pending import Pending
 from kars_router.wire import jsonrpc
 
+pytestmark = pytest.mark.usefixtures("each_listener")
+
 INFO = {"name": "kars-router", "version": "1.2.3"}
 SERVER = f"{PREFIX}serverInfo"
 CACHEABLE: dict[str, dict[str, Any]] = {

@@ -5,6 +5,8 @@ import trio
 from agent_kit import BOTH, REVISIONS, Bench, events, open_bench, rpc
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+pytestmark = pytest.mark.usefixtures("each_listener")
+
 CHANGED = {"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}
 
 

@@ -15,6 +15,8 @@ from unit.front.stateless_kit import CAPABILITIES, PREFIX, Rig, ScriptedOperatio
 
 from kars_router.wire import jsonrpc
 
+pytestmark = pytest.mark.usefixtures("each_listener")
+
 TOOLS = "notifications/tools/list_changed"
 PROMPTS = "notifications/prompts/list_changed"
 RESOURCES = "notifications/resources/list_changed"
@@ -337,7 +339,8 @@ async def test_a_reader_that_is_stuck_holds_nothing_up(autojump_clock: MockClock
         await rig.settled()
         for number in range(1000):
             say(rig, TOOLS)
-            say(rig, UPDATED, {"uri": f"a://one/{number}"})
+            # Large enough that a socket does not hold many.
+            say(rig, UPDATED, {"uri": f"a://one/{number}", "x": "x" * 3000})
             if number % 10 == 0:
                 await rig.settled()
         rig.server.close()
