@@ -359,7 +359,12 @@ async def open_router(
                     for app, bound in places
                 ]
                 router.admin_url, router.agent_url = urls
-                log().info("listening", agent=router.agent_url, admin=router.admin_url)
+                log().info(
+                    "listening",
+                    agent=router.agent_url,
+                    admin=router.admin_url,
+                    listener=config.listener.value,
+                )
                 for path, problem in advice(config):
                     log().warning("config_warning", path=path, problem=problem)
                 try:

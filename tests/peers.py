@@ -267,6 +267,8 @@ def run_router(
     ) as peer:
         line = _listening(peer.log())
         assert line is not None
+        wanted = config.get("listener") or os.environ.get("KARS_TEST_LISTENER") or "hypercorn"
+        assert line["listener"] == wanted
         yield RunningRouter(line["agent"].rstrip("/"), line["admin"].rstrip("/"), peer)
 
 

@@ -15,6 +15,7 @@ from kars_router.cli.demo_story import Story, Timing, play
 from kars_router.cli.demo_view import LiveView, PlainView, conclusion, introduction
 from kars_router.cli.examples import examples
 from kars_router.cli.output import Output, emit, output_option
+from kars_router.config.schema import Listener
 from kars_router.errors import UserError
 from kars_router.telemetry import configure_logging
 
@@ -28,12 +29,19 @@ from kars_router.telemetry import configure_logging
 )
 @output_option
 @click.option(
+    "--listener",
+    type=click.Choice([choice.value for choice in Listener]),
+    default=Listener.HYPERCORN.value,
+    show_default=True,
+    help="What speaks HTTP at the router, as with `kars run`.",
+)
+@click.option(
     "--log",
     "log_file",
     type=click.File("w", encoding="utf-8", lazy=False),
     help="Write the router's log lines to this file; otherwise there are none.",
 )
-def command(*, output: Output, log_file: TextIO | None) -> None:
+def command(*, output: Output, listener: str, log_file: TextIO | None) -> None:
     """Show live how a session is lost without the router and kept with it.
 
     Starts a stateful MCP server that pings, the router, and two agents that think longer than
@@ -43,16 +51,17 @@ def command(*, output: Output, log_file: TextIO | None) -> None:
     The exit code is 0 only if the first agent lost its counter and the second kept it.
     """
     configure_logging(style="json", stream=log_file or io.StringIO())
-    trio.run(_main, output)
+    trio.run(_main, output, Listener(listener))
 
 
-async def _main(output: Output) -> None:
+async def _main(output: Output, listener: Listener) -> None:
     timing = Timing()
     live = LiveView() if output == "table" and _can_redraw() else None
     if output == "table":
         click.echo(introduction(timing) + "\n")
     plain = PlainView()
-    story = Story(timing, plain.tell if output == "table" and live is None else _ignore)
+    tell = plain.tell if output == "table" and live is None else _ignore
+    story = Story(timing, tell, listener)
     began = trio.current_time()
     interrupted = False
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:

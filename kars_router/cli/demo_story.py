@@ -17,6 +17,7 @@ import trio
 from attrs import define, field, frozen
 
 from kars_router.config.load import load
+from kars_router.config.schema import Listener
 from kars_router.service import open_router
 from kars_router.testing import (
     HeartbeatServer,
@@ -126,6 +127,7 @@ class Story:
     Attributes:
         timing: its clock.
         tell: takes a name (`server`, or a track's) and a sentence, as things happen.
+        listener: what speaks HTTP at the router.
         began: Trio's clock at the first call.
         server: set once it runs.
         direct: the agent without the router.
@@ -134,6 +136,7 @@ class Story:
 
     timing: Timing
     tell: Callable[[str, str], None]
+    listener: Listener = Listener.HYPERCORN
     began: float | None = None
     server: HeartbeatServer | None = None
     direct: Track = field(factory=lambda: Track("direct"))
@@ -239,7 +242,12 @@ async def _open_scene(story: Story) -> AsyncIterator[Sequence[str]]:
         story.server = it
         endpoint = f"{server_url}/mcp"
         story.tell("server", f"listens; destroys a session {timing.deadline:g} s after a lost ping")
-        overrides = {"listen": "127.0.0.1:0", "admin": None, "shutdownGrace": "2s"}
+        overrides = {
+            "listen": "127.0.0.1:0",
+            "admin": None,
+            "listener": story.listener.value,
+            "shutdownGrace": "2s",
+        }
         # With an empty environment nothing is read from or written to the user's directories.
         config = load(None, upstreams=[f"{_NAME}={endpoint}"], overrides=overrides, environ={})
         async with open_router(config) as router:

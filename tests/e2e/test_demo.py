@@ -20,10 +20,12 @@ import msgspec
 import pytest
 import trio
 from attrs import frozen
+from peers import log_events
 from rich.console import Console
 
 from kars_router.cli.demo_story import State, Step, Story, Timing, Track, play
 from kars_router.cli.demo_view import render
+from kars_router.config.schema import Listener
 from kars_router.errors import UserError
 from kars_router.telemetry import configure_logging
 
@@ -57,13 +59,13 @@ def run(home: Path, *options: str, **environ: str) -> Run:
     return Run(done.returncode, done.stdout, done.stderr, time.monotonic() - began, home)
 
 
-def run_on_terminal(home: Path, interrupt_at: str = "", **environ: str) -> Run:
+def run_on_terminal(home: Path, *options: str, interrupt_at: str = "", **environ: str) -> Run:
     """Run on a pseudo-terminal; interrupt twice in a row once `interrupt_at` matches there."""
     home.mkdir()
     began = time.monotonic()
     master, slave = pty.openpty()
     with subprocess.Popen(
-        KARS,
+        [*KARS, *options],
         env=environment(home, TERM="xterm", COLUMNS="100", LINES="30", **environ),
         cwd=home,
         stdin=slave,
@@ -97,16 +99,18 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return {**kept, "HOME": str(home), "TMPDIR": str(home), **more}
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
-    """All long runs side by side: they mostly wait."""
-    home = tmp_path_factory.mktemp("demo")
+@pytest.fixture(scope="module", params=[*Listener], ids=str)
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Run]]:
+    """All long runs with one listener side by side: they mostly wait."""
+    home, with_it = tmp_path_factory.mktemp("demo"), ("--listener", request.param)
     with ThreadPoolExecutor(4) as pool:
         started = {
-            "piped": pool.submit(run, home / "piped"),
-            "json": pool.submit(run, home / "json", "-o", "json"),
-            "terminal": pool.submit(run_on_terminal, home / "terminal"),
-            "no colour": pool.submit(run_on_terminal, home / "no-colour", NO_COLOR="1"),
+            "piped": pool.submit(run, home / "piped", *with_it),
+            "json": pool.submit(run, home / "json", "-o", "json", *with_it),
+            "terminal": pool.submit(run_on_terminal, home / "terminal", *with_it),
+            "no colour": pool.submit(run_on_terminal, home / "no-colour", *with_it, NO_COLOR="1"),
         }
         yield {name: future.result() for name, future in started.items()}
 
@@ -119,6 +123,17 @@ def test_it_works_quickly_and_leaves_nothing(runs: dict[str, Run], name: str) ->
     assert one.seconds < LONGEST
     assert "session_opened" not in one.out  # no log line
     assert list(one.home.rglob("*")) == []
+
+
+@pytest.mark.parametrize("options", [(), ("--listener", "hypercorn"), ("--listener", "lean")])
+def test_the_router_listens_as_it_was_told(tmp_path: Path, options: tuple[str, ...]) -> None:
+    log = tmp_path / "log"
+    one = run_on_terminal(
+        tmp_path / "home", "--log", str(log), *options, interrupt_at=r"1\.\d of 6 s"
+    )
+    assert one.status == 130
+    [line] = [line for line in log_events(log.read_text()) if line["event"] == "listening"]
+    assert line["listener"] == (options or ("hypercorn",))[-1]
 
 
 def test_piped_it_is_plain_lines(runs: dict[str, Run]) -> None:
@@ -169,8 +184,11 @@ def test_no_color_is_honoured(runs: dict[str, Run]) -> None:
     assert not re.search(r"\x1b\[[\d;]*3\dm", out)
 
 
-def test_control_c_ends_it_in_order(tmp_path: Path) -> None:
-    one = run_on_terminal(tmp_path / "home", interrupt_at=r"1\.\d of 6 s")
+@pytest.mark.parametrize("listener", [*Listener])
+def test_control_c_ends_it_in_order(tmp_path: Path, listener: Listener) -> None:
+    one = run_on_terminal(
+        tmp_path / "home", "--listener", listener.value, interrupt_at=r"1\.\d of 6 s"
+    )
     assert one.status == 130
     assert one.seconds < LONGEST / 2
     assert "Traceback" not in one.out
