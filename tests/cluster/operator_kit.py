@@ -19,7 +19,7 @@ from e2e.router_process import in_thread
 from kars_operator import names
 from kars_operator.service import Options, run
 from kars_operator.settings import Settings
-from peers import LOOPBACK, Peer, free_port, peer_environment, start_peer
+from peers import LOOPBACK, Peer, free_port, listener_option, peer_environment, start_peer
 
 from kars_router.kube import Connection, Kube, NotFoundError
 from kars_router.kube import resources as kinds
@@ -167,6 +167,7 @@ class Node:
 
     def _start(self) -> Any:
         argv = [sys.executable, "-m", "kars_router", "run", "-c", str(self.file)]
+        argv += listener_option()
         return start_peer(
             argv,
             log_path=self.directory / "router.log",

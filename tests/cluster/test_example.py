@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 import trio
 from peers import REPOSITORY
 
@@ -19,6 +20,7 @@ EXAMPLE: Final = REPOSITORY / "examples" / "playwright-mcp"
 SANDBOXES: Final = kinds.KARS_SANDBOXES
 
 
+@pytest.mark.usefixtures("each_listener")
 async def test_one_line_is_all_there_is_to_do(
     cluster: Cluster, definitions: None, kube: Kube, tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ def settings() -> Settings:
     return new_settings()
 
 
+@pytest.mark.usefixtures("each_listener")
 async def test_the_whole_path(
     cluster: Cluster, api: Api, settings: Settings, nursery: trio.Nursery, tmp_path: Path
 ) -> None:

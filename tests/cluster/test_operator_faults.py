@@ -153,6 +153,7 @@ async def test_a_third_of_all_requests_goes_wrong_and_the_end_is_the_same(
         assert await live() == after_all
 
 
+@pytest.mark.usefixtures("each_listener")
 async def test_the_operator_outlives_a_restart_of_the_api_server(
     cluster: Cluster, api: Api, nursery: trio.Nursery, tmp_path: Path
 ) -> None:

@@ -21,6 +21,12 @@ SECRET = "hunter2"
 META = {"traceparent": f"00-{TRACE}-{SPAN}-01", "tracestate": "rojo=1", "baggage": "a=b"}
 
 
+@pytest.fixture(autouse=True, params=["hypercorn", "lean"])
+def listener(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the router's listeners."""
+    monkeypatch.setenv("KARS_TEST_LISTENER", request.param)
+
+
 @asynccontextmanager
 async def running(
     url: str, tmp_path: Path, environment: dict[str, str]
