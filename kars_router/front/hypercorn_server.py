@@ -10,8 +10,6 @@ of a connection are ours; see docs/decisions/0008-hypercorn-connections.md.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -21,17 +19,24 @@ from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Response
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
-from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
+from kars_router.front.http_scope import End, http_scope
+from kars_router.front.idle import IdleTimer
+from kars_router.front.lean_response import Dates
+from kars_router.front.ordinary import Ordinary, take_ordinary
 from kars_router.telemetry import server_logger
+from kars_router.transports.http_streams import CountedStream
 
 if TYPE_CHECKING:
     from kars_router.front.listen import AsgiApp
 
 _ENDLESS_REQUESTS: Final = 2**62
+# What is read ahead of requests behind the one that is being answered.
+_AHEAD: Final = 64 * 1024
 
 
 class HypercornServer:
@@ -46,6 +51,7 @@ class HypercornServer:
         self.app = app
         self.config = _settings(keep_alive)
         self.context = WorkerContext(None)
+        self.dates = Dates()
         self.streams: set[trio.SocketStream] = set()
 
     async def handle(self, stream: trio.SocketStream) -> None:
@@ -118,79 +124,47 @@ class _Http1(H11Protocol):
         pass
 
 
-class _IdleTimer:
-    """Stands for hypercorn's task that ends an idle connection, which it makes for every request.
-
-    This is one task for the whole life of a connection; a request only moves its deadline.
-
-    Args:
-        seconds: how long a connection may be idle.
-        terminated: set once the server stops.
-    """
-
-    def __init__(self, seconds: float, terminated: Any) -> None:
-        self._seconds = seconds
-        self._terminated = terminated
-        self._deadline = math.inf
-        self._scope = trio.CancelScope()
-        self._started = False
-        self._over = False
-
-    async def restart(self, task_group: Any, close: Callable[[], Awaitable[None]]) -> None:
-        """The connection is idle from now on."""
-        self._move(trio.current_time() + self._seconds)
-        if not self._started:
-            self._started = True
-            task_group.spawn(self._watch, close)
-
-    async def stop(self) -> None:
-        """The connection is not idle."""
-        self._move(math.inf)
-
-    def end(self) -> None:
-        """There is nothing to watch any more."""
-        self._over = True
-        self._scope.cancel()
-
-    def _move(self, deadline: float) -> None:
-        self._deadline = self._scope.deadline = deadline
-
-    async def _watch(self, close: Callable[[], Awaitable[None]]) -> None:
-        while not self._over:
-            with self._scope:
-                await self._terminated.wait()
-            if self._deadline < math.inf and not self._over:
-                with trio.CancelScope(shield=True):  # closing waits for nothing
-                    await close()
-                return
-            if self._terminated.is_set():
-                return  # the response under way is the last one
-            # A request came at the last moment.
-            self._scope = trio.CancelScope(deadline=self._deadline)
-
-
 class _Connection(TCPServer):
-    """hypercorn's connection over plain sockets, which is over once its peer has gone."""
+    """hypercorn's connection over plain sockets, which is over once its peer has gone.
+
+    Ordinary requests are answered here, all others by hypercorn's protocol, in whatever order they
+    come. Between two requests that protocol is as it was made, so it does not miss the ordinary
+    ones.
+
+    Attributes:
+        dates: the server's.
+    """
 
     def __init__(self, server: HypercornServer, stream: trio.SocketStream) -> None:
         app: Any = server.app  # our messages are plain mappings, hypercorn's typed dictionaries
         plain: Any = stream  # hypercorn's annotation names TLS streams only
         super().__init__(ASGIWrapper(app), server.config, server.context, {}, plain)
+        self.dates = server.dates
+        self._plain_app = server.app
+        self._wire = CountedStream(stream)
+        self._idle = IdleTimer(server.config.keep_alive_timeout, server.context.terminated)
+        self._ends: tuple[End, End] = (None, None)
+        # Whether nothing more comes, and whether all that came has been looked at.
+        self._ended = False
         self._peer_gone = False
-        self.idle_task: Any = _IdleTimer(
-            server.config.keep_alive_timeout, server.context.terminated
-        )
+        self._ordinary: Ordinary | None = None
+        # Whether hypercorn's protocol is in the middle of something.
+        self._others_turn = False
+        # What has come and whose turn it is not yet.
+        self._ahead = b""
+        self._pause = trio.CancelScope()
 
     async def run(self) -> None:
         sock = self.stream.socket
         try:
-            ends = (
+            self._ends = (
                 parse_socket_addr(sock.family, sock.getpeername()),
                 parse_socket_addr(sock.family, sock.getsockname()),
             )
             async with TaskGroup() as self._task_group:
-                self.protocol = self._protocol(*ends)
-                await self.idle_task.restart(self._task_group, self._initiate_server_close)
+                self.protocol = self._protocol(*self._ends)
+                self._idle.resume()
+                self._task_group.spawn(self._idle.run, self._initiate_server_close)
                 await self._read_data()
         except OSError:
             pass  # the peer had gone before it was looked at
@@ -198,8 +172,7 @@ class _Connection(TCPServer):
             # Under cancellation the socket is closed before the first checkpoint.
             await self._close()  # noqa: ASYNC102
 
-    def _protocol(self, *ends: tuple[str, int] | None) -> Any:
-        client, server = ends
+    def _protocol(self, client: End, server: End) -> Any:
         return _Http1(
             self.app,
             self.config,
@@ -212,22 +185,133 @@ class _Connection(TCPServer):
             self.protocol_send,
         )
 
+    @property
+    def stopping(self) -> bool:
+        """As for `ordinary.Carrier`."""
+        return self.context.terminated.is_set()
+
     async def _read_data(self) -> None:
-        await super()._read_data()
+        while True:
+            waits = self._ordinary is not None and self._ordinary.busy
+            if self._ahead and not waits:
+                data, self._ahead = self._ahead, b""
+                await self._take(data)
+            elif not self._ended:
+                await self._read()
+            elif self._ahead:
+                await self._rest()
+            else:
+                break
+        await self._left()
         self._peer_gone = True
         # It would go on until the connection had been idle for too long.
-        self.idle_task.end()
+        self._idle.end()
 
-    async def _mark(self, event: Updated) -> None:
-        if event.idle:
-            await self.idle_task.restart(self._task_group, self._initiate_server_close)
+    async def _read(self) -> None:
+        try:
+            if not self._ahead:
+                self._note(await self._wire.receive_next(MAX_RECV))
+            elif len(self._ahead) >= _AHEAD:
+                await self._rest()
+            else:
+                with trio.CancelScope() as self._pause:
+                    self._note(await self._wire.receive_next(MAX_RECV))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._break()
+
+    def _note(self, data: bytes) -> None:
+        if data:
+            self._ahead = self._ahead + data if self._ahead else data
         else:
-            await self.idle_task.stop()
+            self._end()
+
+    def _break(self) -> None:
+        self._ahead = b""  # there is nobody to answer it to
+        self._end()
+
+    def _end(self) -> None:
+        self._ended = True
+        if self._ordinary is not None and self._ordinary.whole:
+            self._ordinary.leave()
+
+    async def _rest(self) -> None:
+        with trio.CancelScope() as self._pause:
+            await trio.sleep_forever()
+
+    def look(self) -> None:
+        """As for `ordinary.Carrier`."""
+        self._pause.cancel()
+
+    async def _take(self, data: bytes) -> None:
+        if self._ordinary is not None:
+            self._ahead = self._ordinary.feed(data)
+        elif not self._others_turn and (found := take_ordinary(data)) is not None:
+            self._idle.pause()
+            self._ordinary = Ordinary(self, found[0])
+            self._ahead = self._ordinary.feed(found[1])
+            if self._ended:
+                self._end()
+            self._task_group.spawn(self._serve, self._ordinary)
+        else:
+            self._others_turn = True
+            await self.protocol.handle(RawData(data))
+
+    async def _left(self) -> None:
+        if self._ordinary is None:
+            await self.protocol.handle(RawData(b""))
+            await self.protocol.handle(Closed())
+        elif not self._ordinary.whole:
+            await self._ordinary.refuse(400)
+            self._ordinary.leave()
+            await self._close()
+
+    async def _serve(self, ordinary: Ordinary) -> None:
+        scope = http_scope(ordinary.head, *self._ends)
+        try:
+            await self._plain_app(scope, ordinary.receive, ordinary.send)
+        except Exception:  # noqa: BLE001 - crash barrier: one request
+            await self.config.log.exception("the application failed")
+        await ordinary.over()
+
+    async def write(self, parts: list[bytes]) -> None:
+        """As for `ordinary.Carrier`."""
+        try:
+            for part in parts:
+                sent = 0 if self.send_lock.locked() else self._wire.send_now(part)
+                if sent < len(part):
+                    await self._write_slowly(memoryview(part)[sent:])
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._break()
+
+    async def _write_slowly(self, rest: memoryview) -> None:
+        # Ended by TCP_USER_TIMEOUT, or by whoever closes the stream.
+        with trio.CancelScope(shield=True):
+            async with self.send_lock:
+                await self.stream.send_all(rest)
+
+    async def finish(self, ordinary: Ordinary) -> None:
+        """As for `ordinary.Carrier`."""
+        self._ordinary = None
+        goes_on = ordinary.whole and ordinary.response.keep and not self.stopping
+        if goes_on and (self._ahead or not self._ended):
+            self._idle.resume()
+        else:
+            self._ahead = b""
+            await self._close()
+        self.look()
 
     async def protocol_send(self, event: Event) -> None:
         if isinstance(event, Updated):
             if not self._peer_gone:
-                await self._mark(event)
+                self._mark(event)
                 return
             event = Closed()  # nobody is there to send another request
         await super().protocol_send(event)
+
+    def _mark(self, event: Updated) -> None:
+        if event.idle:
+            protocol: Any = self.protocol
+            self._others_turn = bool(protocol.connection.trailing_data[0])
+            self._idle.resume()
+        else:
+            self._idle.pause()

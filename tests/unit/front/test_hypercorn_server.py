@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import h11
 import hypercorn.app_wrappers
 import hypercorn.config
 import hypercorn.protocol.events
@@ -23,6 +24,8 @@ from kars_router.front.exchange import Receive, Scope, Send
 from kars_router.front.hypercorn_server import HypercornServer
 
 GET = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
+# Ends a head that is left to hypercorn.
+UNUSUAL = b"\r\nconnection: te\r\n\r\n"
 
 
 @pytest.mark.parametrize(
@@ -35,13 +38,12 @@ GET = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
         ),
         (hypercorn.protocol.h11.H11Protocol, ["handle", "stream_send", "_check_protocol"]),
         (hypercorn.protocol.events, ["Response"]),
+        (h11.Connection, ["trailing_data"]),
         (hypercorn.trio.task_group.TaskGroup, ["spawn", "spawn_app", "__aenter__", "__aexit__"]),
         (
             hypercorn.trio.tcp_server.TCPServer,
             ["run", "protocol_send", "_read_data", "_close", "_initiate_server_close"],
         ),
-        # What stands for its idle task.
-        (hypercorn.trio.worker_context.TrioSingleTask, ["restart", "stop"]),
         (hypercorn.trio.worker_context.WorkerContext(None), ["terminated"]),
         (hypercorn.utils, ["parse_socket_addr"]),
     ],
@@ -60,33 +62,36 @@ def test_a_connection_of_hypercorn_has_the_attributes_that_ours_uses() -> None:
 
     nothing: Any = Nothing()
     server = hypercorn.trio.tcp_server.TCPServer(nothing, nothing, nothing, {}, nothing)
-    missing = {"app", "config", "context", "idle_task", "stream"} - set(vars(server))
+    missing = {"app", "config", "context", "send_lock", "stream"} - set(vars(server))
     assert not missing, f"hypercorn has changed: a TCPServer has no {missing}"
 
 
-class Wire(trio.abc.HalfCloseableStream):
-    """One end of a connection that counts its writes."""
+def test_a_protocol_of_hypercorn_has_the_attributes_that_ours_uses() -> None:
+    nothing: Any = None
+    context: Any = hypercorn.trio.worker_context.WorkerContext(None)
+    config = hypercorn.config.Config()
+    protocol = hypercorn.protocol.h11.H11Protocol(
+        nothing, config, context, nothing, nothing, False, nothing, nothing, nothing
+    )
+    missing = {"connection", "send"} - set(vars(protocol))
+    assert not missing, f"hypercorn has changed: an H11Protocol has no {missing}"
 
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self.stream = stream
-        self.socket = stream.socket
-        self.writes: list[bytes] = []
 
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        self.writes.append(bytes(data))
-        await self.stream.send_all(data)
+class Wire:
+    """The served end of a connection that keeps its writes apart: each is one packet."""
 
-    async def wait_send_all_might_not_block(self) -> None:
-        await self.stream.wait_send_all_might_not_block()
+    def __init__(self, sock: trio.socket.SocketType) -> None:
+        self.socket = sock
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self.stream.receive_some(max_bytes)
+    async def send_all(self, data: bytes) -> None:
+        assert await self.socket.send(data) == len(data)
 
     async def send_eof(self) -> None:
-        await self.stream.send_eof()
+        self.socket.shutdown(trio.socket.SHUT_WR)
 
     async def aclose(self) -> None:
-        await self.stream.aclose()
+        self.socket.close()
+        await trio.lowlevel.checkpoint()
 
 
 async def answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,67 +111,85 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @asynccontextmanager
-async def connection() -> AsyncIterator[tuple[HypercornServer, trio.SocketStream, Wire]]:
+async def connection(
+    kind: int = trio.socket.SOCK_STREAM,
+) -> AsyncIterator[tuple[HypercornServer, trio.socket.SocketType]]:
     server = HypercornServer(answer, keep_alive=10)
-    ours, theirs = trio.socket.socketpair()
-    wire = Wire(trio.SocketStream(theirs))
-    async with trio.open_nursery() as nursery, trio.SocketStream(ours) as client:
-        served: Any = wire
+    client, theirs = trio.socket.socketpair(trio.socket.AF_UNIX, kind)
+    stream = kind == trio.socket.SOCK_STREAM
+    served: Any = trio.SocketStream(theirs) if stream else Wire(theirs)
+    async with trio.open_nursery() as nursery:
         nursery.start_soon(server.handle, served)
-        yield server, client, wire
-        await client.aclose()
+        with client:
+            yield server, client
         with trio.fail_after(1):
             while nursery.child_tasks:
                 await trio.testing.wait_all_tasks_blocked()
                 await trio.sleep(0.01)
+        await served.aclose()
 
 
 @pytest.mark.parametrize(
-    ("path", "writes"), [("/", 1), ("/empty", 1), ("/parts", 2), ("/stream", 3)]
+    ("path", "unusual", "writes"),
+    [
+        ("/", False, 1),
+        ("/empty", False, 1),
+        ("/parts", False, 2),
+        ("/stream", False, 2),
+        ("/", True, 1),
+        ("/empty", True, 1),
+        ("/parts", True, 2),
+        ("/stream", True, 3),
+    ],
 )
-async def test_a_response_is_one_write_if_it_can_be(path: str, writes: int) -> None:
-    async with connection() as (_, client, wire):
+async def test_a_response_is_one_write_if_it_can_be(
+    path: str, writes: int, *, unusual: bool
+) -> None:
+    asked = GET.replace(b"/", path.encode(), 1)
+    if unusual:
+        asked = asked.replace(b"\r\n\r\n", UNUSUAL)
+    async with connection(trio.socket.SOCK_SEQPACKET) as (_, client):
         for _ in range(2):
-            wire.writes.clear()
-            await client.send_all(GET.replace(b"/", path.encode(), 1))
+            await client.send(asked)
             await trio.testing.wait_all_tasks_blocked(0.01)
-            got = bytes(await client.receive_some())
-            assert got == b"".join(wire.writes)
-            assert got.startswith(b"HTTP/1.1 200 ")
-            assert len(wire.writes) == writes
+            got = [await client.recv(1024) for _ in range(writes)]
+            assert got[0].startswith(b"HTTP/1.1 200 ")
+            assert b"".join(got).endswith((b"once", b"\r\n\r\n"))
+            with trio.move_on_after(0.01):
+                assert not await client.recv(1024)
 
 
 async def test_a_connection_is_idle_for_so_long_from_its_last_answer(
     autojump_clock: MockClock,
 ) -> None:
-    async with connection() as (_, client, _wire):
+    async with connection() as (_, client):
         start = trio.current_time()
         for pause in (0, 9, 9.9, 9.9):
             await trio.sleep(pause)
-            await client.send_all(GET)
-            assert (await client.receive_some()).endswith(b"once")
+            await client.send(GET)
+            assert (await client.recv(1024)).endswith(b"once")
         assert math.isclose(trio.current_time() - start, 28.8)
-        assert await client.receive_some() == b""
+        assert await client.recv(1024) == b""
         assert math.isclose(trio.current_time() - start, 38.8)
 
 
 async def test_a_connection_that_answers_is_not_idle(autojump_clock: MockClock) -> None:
-    async with connection() as (_, client, _wire):
-        await client.send_all(GET.replace(b"/", b"/slow", 1))
-        assert (await client.receive_some()).endswith(b"once")
+    async with connection() as (_, client):
+        await client.send(GET.replace(b"/", b"/slow", 1))
+        assert (await client.recv(1024)).endswith(b"once")
         assert math.isclose(trio.current_time(), 60, abs_tol=0.1)
-        assert await client.receive_some() == b""
+        assert await client.recv(1024) == b""
 
 
 async def test_a_request_at_the_last_moment_is_answered(autojump_clock: MockClock) -> None:
-    async with connection() as (_, client, _wire):
+    async with connection() as (_, client):
         await trio.sleep(5)
         for _ in range(20):
             # Both are due in the same instant: whichever comes first, nothing is cut in the middle.
             try:
-                await client.send_all(GET)
-                got = await client.receive_some()
-            except trio.BrokenResourceError:
+                await client.send(GET)
+                got = await client.recv(1024)
+            except OSError:
                 got = b""
             assert got == b"" or got.endswith(b"once")
             if not got:
@@ -175,9 +198,9 @@ async def test_a_request_at_the_last_moment_is_answered(autojump_clock: MockCloc
 
 
 async def test_a_stop_ends_what_is_idle(autojump_clock: MockClock) -> None:
-    async with connection() as (server, client, _wire):
-        await client.send_all(GET)
-        assert (await client.receive_some()).endswith(b"once")
+    async with connection() as (server, client):
+        await client.send(GET)
+        assert (await client.recv(1024)).endswith(b"once")
         await server.stop()
-        assert await client.receive_some() == b""
+        assert await client.recv(1024) == b""
         assert trio.current_time() < 1

@@ -1,0 +1,390 @@
+"""Ordinary requests and others on one connection, against hypercorn as it comes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock
+from unit.front.lean_kit import (
+    BIG,
+    Recorder,
+    Serve,
+    read_all,
+    request,
+    respond,
+    statuses,
+    take_body,
+)
+from unit.front.test_ordinary import REQUESTS
+
+from kars_router.front.exchange import Receive, Scope, Send
+from kars_router.front.hypercorn_server import HypercornServer
+
+POST = "POST /mcp HTTP/1.1"
+CHUNKED = "transfer-encoding: chunked"
+
+
+@asynccontextmanager
+async def served(
+    app: Serve, *, ends: bool = True
+) -> AsyncIterator[tuple[HypercornServer, trio.SocketStream]]:
+    server = HypercornServer(app, keep_alive=10)
+    ours, theirs = trio.socket.socketpair()
+    async with trio.open_nursery() as nursery, trio.SocketStream(ours) as client:
+
+        async def handle() -> None:
+            async with trio.SocketStream(theirs) as stream:
+                await server.handle(stream)
+
+        nursery.start_soon(handle)
+        yield server, client
+        await client.aclose()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert bool(server.streams) != ends
+        nursery.cancel_scope.cancel()
+
+
+async def ask(client: trio.SocketStream, data: bytes) -> bytes:
+    """Sends, and takes what comes until nothing does."""
+    await client.send_all(data)
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    return bytes(await client.receive_some())
+
+
+# Both servers, to the same bytes.
+
+Seen = tuple[list[int], list[Any]]
+
+
+async def _outcome(pieces: list[bytes], *, plain: bool) -> Seen:
+    seen: list[Any] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        known = {**scope, "headers": [*scope["headers"]]}
+        body = b""
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                seen.append((known, "disconnect"))
+                return
+            body += message["body"]
+            if not message["more_body"]:
+                break
+        seen.append((known, body))
+        await respond(send, b"ok")
+
+    ours, theirs = trio.socket.socketpair()
+    # The socket of a connection that plain hypercorn has given up stays open for the idle time.
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery, trio.SocketStream(ours) as client:
+            stream: Any = trio.SocketStream(theirs)
+            if plain:
+                config, wrapped = Config(), ASGIWrapper(app)  # type: ignore[arg-type]
+                config.errorlog = None
+                tcp = TCPServer(wrapped, config, WorkerContext(None), {}, stream)
+                nursery.start_soon(tcp.run)
+            else:
+                nursery.start_soon(HypercornServer(app, keep_alive=5).handle, stream)
+            try:
+                for piece in pieces:
+                    await client.send_all(piece)
+                    await trio.testing.wait_all_tasks_blocked()
+                await client.send_eof()
+            except trio.BrokenResourceError:
+                pass
+            answer = await read_all(client)
+            nursery.cancel_scope.cancel()
+        await stream.aclose()
+    return statuses(answer), seen
+
+
+async def both(pieces: list[bytes]) -> tuple[Seen, Seen]:
+    return await _outcome(pieces, plain=True), await _outcome(pieces, plain=False)
+
+
+WHOLE = st.sampled_from(
+    [
+        request(),
+        request(POST, body=b"{}"),
+        request("DELETE /mcp HTTP/1.1"),
+        request(POST, CHUNKED) + b"1\r\na\r\n0\r\n\r\n",
+        request(POST, "content-length: 2", CHUNKED) + b"1\r\na\r\n0\r\n\r\n",
+        request("HEAD / HTTP/1.1"),
+        request("GET / HTTP/1.1", "connection: close"),
+        request(POST, "expect: 100-continue", body=b"ab"),
+    ]
+)
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[bytes]:
+    """What a client sends, in the pieces in which it sends it."""
+    data = b"".join(draw(st.lists(st.one_of(WHOLE, WHOLE, REQUESTS), min_size=1, max_size=4)))
+    cuts = draw(st.lists(st.integers(0, len(data)), max_size=3))
+    places = [0, *sorted(cuts), len(data)]
+    pieces = [data[a:b] for a, b in itertools.pairwise(places)]
+    return [piece for piece in pieces if piece]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(conversations())
+@example([request(), request(POST, CHUNKED), b"1\r\na\r\n0\r\n\r\n", request(POST, body=b"ab")])
+@example([request(POST, "content-length: 4") + b"ab"])
+@example([request(POST, "content-length: 4"), b"ab", b"cd" + request() + b"GET /"])
+@example([request() + b"nonsense\r\n\r\n"])
+def test_whatever_comes_is_taken_as_plain_hypercorn_takes_it(pieces: list[bytes]) -> None:
+    theirs, ours = trio.run(both, pieces, clock=MockClock(autojump_threshold=0.05))
+    assert ours == theirs
+
+
+# How a connection goes on.
+
+
+async def test_ordinary_requests_and_others_take_turns() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        body = await take_body(receive)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    # hypercorn writes the header's name in its own way.
+    ours, theirs = b"transfer-encoding: chunked", b"Transfer-Encoding: chunked"
+    async with served(app) as (_, client):
+        for _ in range(2):
+            assert ours in await ask(client, request(POST, body=b"a"))
+            assert ours in await ask(client, request("GET / HTTP/1.1"))
+            assert theirs in await ask(client, request(POST, CHUNKED) + b"1\r\nb\r\n0\r\n\r\n")
+            assert theirs in await ask(client, request("HEAD / HTTP/1.1"))
+
+
+async def test_a_stop_says_so_in_the_response_under_way(autojump_clock: MockClock) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await trio.sleep(1)
+        await respond(send, b"late")
+
+    async with served(app) as (server, client):
+        await client.send_all(request() + request())
+        await trio.testing.wait_all_tasks_blocked()
+        await server.stop()
+        answer = await read_all(client)
+    assert statuses(answer) == [200]
+    assert b"\r\nconnection: close\r\n" in answer
+
+
+@pytest.mark.parametrize("before", [b"", request()])
+async def test_an_agent_that_leaves_is_noticed_behind_requests_that_wait(
+    before: bytes, autojump_clock: MockClock
+) -> None:
+    left: list[float] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await take_body(receive)
+        if scope["method"] == "GET":
+            await respond(send)
+            return
+        assert (await receive())["type"] == "http.disconnect"
+        left.append(trio.current_time())
+
+    async with served(app) as (_, client):
+        await client.send_all(before + request(POST, body=b"{}") + request(POST, body=b"{}"))
+        await trio.sleep(3)
+        assert not left
+        await client.send_eof()
+        await trio.testing.wait_all_tasks_blocked()
+        # The first one is told. It answers nothing, and the one behind it gets no turn.
+        assert len(left) == 1
+
+
+async def test_what_was_asked_before_the_end_is_answered(autojump_clock: MockClock) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await take_body(receive)
+        assert (await receive())["type"] == "http.disconnect"
+        await respond(send, scope["raw_path"])
+
+    async with served(app) as (_, client):
+        await client.send_all(request("GET /a HTTP/1.1") + request("GET /b HTTP/1.1"))
+        await client.send_all(request("HEAD /c HTTP/1.1"))
+        await client.send_eof()
+        answer = await read_all(client)
+    assert statuses(answer) == [200, 200, 200]
+    assert answer.count(b"/a") == answer.count(b"/b") == 1
+
+
+async def test_requests_that_wait_take_no_more_room_than_so_much() -> None:
+    async with served(_never, ends=False) as (_, client):
+        with trio.move_on_after(0.2) as scope:
+            await client.send_all(request() * (len(BIG) // len(request())))
+        assert scope.cancelled_caught  # nobody reads on
+
+
+async def test_a_body_that_nobody_takes_is_not_read_until_it_is(autojump_clock: MockClock) -> None:
+    bodies: list[bytes] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await trio.sleep(5)
+        bodies.append(await take_body(receive))
+        await respond(send)
+
+    async with served(app) as (_, client), trio.open_nursery() as nursery:
+        sent_at: list[float] = []
+
+        async def send() -> None:
+            await client.send_all(request(POST, body=BIG))
+            sent_at.append(trio.current_time())
+
+        nursery.start_soon(send)
+        assert statuses(bytes(await client.receive_some())) == [200]
+    assert bodies == [BIG]
+    assert sent_at[0] >= 5
+
+
+async def test_who_does_not_read_holds_up_its_own_response_only(autojump_clock: MockClock) -> None:
+    done: list[float] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, BIG)
+        done.append(trio.current_time())
+
+    async with served(app) as (_, client):
+        await client.send_all(request())
+        await trio.sleep(3)
+        assert not done
+        got = b""
+        while not got.endswith(b"\r\n\r\n" + BIG):
+            got += await client.receive_some()
+    assert done == [3]
+
+
+async def test_a_response_to_nobody_ends_the_connection(autojump_clock: MockClock) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await trio.sleep(1)
+        for _ in range(3):
+            await respond(send, BIG)
+
+    async with served(app) as (server, client):
+        await client.send_all(request() + request())
+        await client.aclose()
+        await trio.sleep(2)
+        assert not server.streams
+
+
+async def test_parts_of_several_tasks_do_not_mix(autojump_clock: MockClock) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-length", b"%d" % (2 * len(BIG)))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        async with trio.open_nursery() as nursery:
+            for letter in (b"a", b"b"):
+                part = letter * len(BIG)
+                nursery.start_soon(
+                    send, {"type": "http.response.body", "body": part, "more_body": True}
+                )
+        await send({"type": "http.response.body", "body": b""})
+
+    async with served(app) as (_, client):
+        await client.send_all(request())
+        got = b""
+        while len(got) < 2 * len(BIG):
+            got += await client.receive_some()
+    body = got.partition(b"\r\n\r\n")[2]
+    assert len(set(body[: len(BIG)])) == len(set(body[len(BIG) :])) == 1
+
+
+# How an exchange ends.
+
+
+async def _never(scope: Scope, receive: Receive, send: Send) -> None:
+    await trio.sleep_forever()
+
+
+async def _fails(scope: Scope, receive: Receive, send: Send) -> None:
+    raise ValueError("as it does")
+
+
+async def _says_nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    await take_body(receive)
+
+
+async def _says_nonsense(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.push"})
+
+
+@pytest.mark.parametrize("app", [_fails, _says_nothing, _says_nonsense])
+async def test_an_application_that_does_not_answer_gets_an_error_answered(app: Serve) -> None:
+    async with served(app) as (_, client):
+        await client.send_all(request(POST, body=b"a"))
+        answer = await read_all(client)
+    assert statuses(answer) == [500]
+
+
+async def test_a_response_that_is_not_ended_is_cut_off() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+
+    async with served(app) as (_, client):
+        await client.send_all(request())
+        answer = await read_all(client)
+    assert answer.endswith(b"half\r\n")
+
+
+async def test_who_is_answered_before_its_request_was_whole_is_not_heard_any_more() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, status=413)
+        assert (await receive())["type"] == "http.disconnect"
+
+    async with served(app) as (_, client):
+        await client.send_all(request(POST, "content-length: 9") + b"abc")
+        assert statuses(await read_all(client)) == [413]
+
+
+async def test_a_request_that_is_torn_is_refused_and_its_application_told() -> None:
+    app = Recorder()
+    async with served(app) as (_, client):
+        await client.send_all(request(POST, "content-length: 9") + b"abc")
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await client.send_eof()
+        assert statuses(await read_all(client)) == [400]
+    assert app.kinds == ["http.request", "http.disconnect"]
+
+
+async def test_a_finished_exchange_says_nothing_more() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                await take_body(receive)
+                assert (await receive())["type"] == "http.disconnect"
+                await respond(send, b"again")
+                told.set()
+
+            nursery.start_soon(watch)
+            await trio.testing.wait_all_tasks_blocked()
+            await respond(send, b"once")
+
+    told = trio.Event()
+    async with served(app) as (_, client):
+        assert (await ask(client, request())).endswith(b"\r\n\r\nonce")
+        assert told.is_set()
+
+
+async def test_a_cancelled_server_answers_nothing_of_its_own() -> None:
+    ours, theirs = trio.socket.socketpair()
+    async with trio.SocketStream(ours) as client, trio.SocketStream(theirs) as stream:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(HypercornServer(_never, keep_alive=10).handle, stream)
+            await client.send_all(request())
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            nursery.cancel_scope.cancel()
+        await trio.aclose_forcefully(stream)
+        assert await read_all(client) == b""
