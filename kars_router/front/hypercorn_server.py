@@ -227,7 +227,9 @@ class _Connection(TCPServer):
 
     def _break(self) -> None:
         self._ahead = b""  # there is nobody to answer it to
-        self._end()
+        self._ended = True
+        if self._ordinary is not None:
+            self._ordinary.leave()
 
     def _end(self) -> None:
         self._ended = True

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote
 
 import trio
 
 from kars_router.front.exchange import BODY_AT_HAND
+from kars_router.front.http_scope import End, http_scope
 from kars_router.front.lean_cycle import Cycle
 from kars_router.front.lean_parser import BadRequestError, Head, take_head
 from kars_router.front.lean_response import Dates, refusal
@@ -143,8 +142,8 @@ class Connection:
         self.broken = False
         self.congestion: trio.lowlevel.ParkingLot | None = None
         self._expired = False
-        self._client: tuple[str, int] | None = None
-        self._place: tuple[str, int] | None = None
+        self._client: End = None
+        self._place: End = None
 
     async def run(self) -> None:
         """Serves requests, one after the other, until the connection is over."""
@@ -268,24 +267,9 @@ class Connection:
             await self.fill()
 
     async def _serve(self, head: Head) -> bool:
-        path, _, query = head.target.partition(b"?")
         cycle = Cycle(self, head)
-        scope: MutableMapping[str, Any] = {
-            "type": "http",
-            "http_version": head.version,
-            "asgi": {"spec_version": "2.1", "version": "3.0"},
-            "method": head.method,
-            "scheme": "http",
-            "path": unquote(path.decode("ascii")),
-            "raw_path": path,
-            "query_string": query,
-            "root_path": "",
-            "headers": head.headers,
-            "client": self._client,
-            "server": self._place,
-            "state": {},
-            "extensions": {BODY_AT_HAND: cycle.body_at_hand},
-        }
+        scope = http_scope(head, self._client, self._place)
+        scope["extensions"] = {BODY_AT_HAND: cycle.body_at_hand}
         try:
             await self.server.app(scope, cycle.receive, cycle.send)
         except Exception:  # crash barrier: one request
@@ -321,6 +305,6 @@ class Connection:
             read += len(self.data)
 
 
-def _address(sock: socket.socket, address: Any) -> tuple[str, int] | None:
+def _address(sock: socket.socket, address: Any) -> End:
     # Scopes and flow labels of IPv6 do not belong into a scope.
     return address[:2] if sock.family in (socket.AF_INET, socket.AF_INET6) else None

@@ -213,8 +213,10 @@ async def test_what_was_asked_before_the_end_is_answered(autojump_clock: MockClo
         await respond(send, scope["raw_path"])
 
     async with served(app) as (_, client):
-        await client.send_all(request("GET /a HTTP/1.1") + request("GET /b HTTP/1.1"))
-        await client.send_all(request("HEAD /c HTTP/1.1"))
+        asked = request("GET /a HTTP/1.1") + request("GET /b HTTP/1.1")
+        for piece in (asked[:50], asked[50:], request("HEAD /c HTTP/1.1")):
+            await client.send_all(piece)
+            await trio.testing.wait_all_tasks_blocked()
         await client.send_eof()
         answer = await read_all(client)
     assert statuses(answer) == [200, 200, 200]
