@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -138,9 +138,13 @@ def conversations(draw: st.DrawFn) -> list[bytes]:
     return [piece for piece in pieces if piece]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(conversations())
 @example([request(), request(POST, CHUNKED), b"1\r\na\r\n0\r\n\r\n", request(POST, body=b"ab")])
+@example([request(POST, CHUNKED) + b"%x\r\n" % len(request()), request(), b"\r\n0\r\n\r\n"])
+@example([request(POST, "content-length: 99"), request(), request() * 3])
+@example([b"GET / HTTP/1.1\r\na: b\r\n", request(), request()])
+@example([request(POST, CHUNKED) + b"0\r\n\r\nGET / HTTP/1.1\r\na: b\r\n", request()])
 @example([request(POST, "content-length: 4") + b"ab"])
 @example([request(POST, "content-length: 4"), b"ab", b"cd" + request() + b"GET /"])
 @example([request() + b"nonsense\r\n\r\n"])
@@ -168,18 +172,26 @@ async def test_ordinary_requests_and_others_take_turns() -> None:
             assert theirs in await ask(client, request("HEAD / HTTP/1.1"))
 
 
-async def test_a_stop_says_so_in_the_response_under_way(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_stop_ends_a_connection_with_the_response_under_way(
+    autojump_clock: MockClock, *, begun: bool
+) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await trio.sleep(0 if begun else 1)
+        headers = [(b"content-length", b"4")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         await trio.sleep(1)
-        await respond(send, b"late")
+        await send({"type": "http.response.body", "body": b"late"})
 
     async with served(app) as (server, client):
         await client.send_all(request() + request())
-        await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(0.5)
         await server.stop()
         answer = await read_all(client)
+        assert trio.current_time() < 3
     assert statuses(answer) == [200]
-    assert b"\r\nconnection: close\r\n" in answer
+    assert answer.endswith(b"late")
+    assert (b"\r\nconnection: close\r\n" in answer) != begun
 
 
 @pytest.mark.parametrize("before", [b"", request()])
@@ -281,25 +293,32 @@ async def test_a_response_to_nobody_ends_the_connection(autojump_clock: MockCloc
         assert not server.streams
 
 
-async def test_parts_of_several_tasks_do_not_mix(autojump_clock: MockClock) -> None:
+async def test_parts_of_several_tasks_do_not_mix() -> None:
+    read = trio.Event()
+
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [(b"content-length", b"%d" % (2 * len(BIG)))]
+        async def part(body: bytes) -> None:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+
+        headers = [(b"content-length", b"%d" % (len(BIG) + 20))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         async with trio.open_nursery() as nursery:
-            for letter in (b"a", b"b"):
-                part = letter * len(BIG)
-                nursery.start_soon(
-                    send, {"type": "http.response.body", "body": part, "more_body": True}
-                )
+            nursery.start_soon(part, b"a" * len(BIG))
+            for _ in range(20):  # each may come when there is room again
+                await read.wait()
+                nursery.start_soon(part, b"b")
+                await trio.lowlevel.checkpoint()
         await send({"type": "http.response.body", "body": b""})
 
     async with served(app) as (_, client):
         await client.send_all(request())
+        await trio.testing.wait_all_tasks_blocked(0.01)
         got = b""
-        while len(got) < 2 * len(BIG):
-            got += await client.receive_some()
-    body = got.partition(b"\r\n\r\n")[2]
-    assert len(set(body[: len(BIG)])) == len(set(body[len(BIG) :])) == 1
+        with trio.fail_after(10):
+            while not got.endswith(b"a" * 20 + b"b" * 20):
+                got += await client.receive_some()
+                read.set()
+    assert got.partition(b"\r\n\r\n")[2] == b"a" * len(BIG) + b"b" * 20
 
 
 # How an exchange ends.
@@ -340,14 +359,38 @@ async def test_a_response_that_is_not_ended_is_cut_off() -> None:
     assert answer.endswith(b"half\r\n")
 
 
-async def test_who_is_answered_before_its_request_was_whole_is_not_heard_any_more() -> None:
+async def test_who_is_answered_before_its_request_was_whole_is_not_heard_any_more(
+    autojump_clock: MockClock,
+) -> None:
+    seen: list[bytes] = []
+
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["raw_path"])
         await respond(send, status=413)
         assert (await receive())["type"] == "http.disconnect"
 
     async with served(app) as (_, client):
-        await client.send_all(request(POST, "content-length: 9") + b"abc")
+        await client.send_all(request(POST, "content-length: 99") + b"abc")
+        await trio.testing.wait_all_tasks_blocked()
+        with suppress(trio.BrokenResourceError):
+            await client.send_all(request("GET /smuggled HTTP/1.1"))
         assert statuses(await read_all(client)) == [413]
+        assert trio.current_time() < 1
+    assert seen == [b"/mcp"]
+
+
+async def test_who_has_ended_is_let_go_of_with_its_response(autojump_clock: MockClock) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await take_body(receive)
+        assert (await receive())["type"] == "http.disconnect"
+        await respond(send)
+        await trio.sleep(5)
+
+    async with served(app, ends=False) as (_, client):
+        await client.send_all(request())
+        await client.send_eof()
+        assert statuses(await read_all(client)) == [200]
+        assert trio.current_time() < 1
 
 
 async def test_a_request_that_is_torn_is_refused_and_its_application_told() -> None:
