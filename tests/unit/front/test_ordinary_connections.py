@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 from unit.front.lean_kit import (
     BIG,
-    Recorder,
     Serve,
     read_all,
     request,
@@ -393,14 +392,24 @@ async def test_who_has_ended_is_let_go_of_with_its_response(autojump_clock: Mock
         assert trio.current_time() < 1
 
 
-async def test_a_request_that_is_torn_is_refused_and_its_application_told() -> None:
-    app = Recorder()
-    async with served(app) as (_, client):
+async def test_a_request_that_is_torn_is_refused_and_its_application_told(
+    autojump_clock: MockClock,
+) -> None:
+    kinds: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        kinds.append((await receive())["type"])
+        kinds.append((await receive())["type"])
+        await respond(send, b"to nobody")
+        await trio.sleep(5)
+
+    async with served(app, ends=False) as (_, client):
         await client.send_all(request(POST, "content-length: 9") + b"abc")
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        await trio.testing.wait_all_tasks_blocked()
         await client.send_eof()
         assert statuses(await read_all(client)) == [400]
-    assert app.kinds == ["http.request", "http.disconnect"]
+        assert trio.current_time() < 1
+    assert kinds == ["http.request", "http.disconnect"]
 
 
 async def test_a_finished_exchange_says_nothing_more() -> None:
