@@ -24,6 +24,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
+from kars_router.front.exchange import BODY_AT_HAND
 from kars_router.front.http_scope import End, http_scope
 from kars_router.front.idle import IdleTimer
 from kars_router.front.lean_response import Dates
@@ -269,6 +270,7 @@ class _Connection(TCPServer):
 
     async def _serve(self, ordinary: Ordinary) -> None:
         scope = http_scope(ordinary.head, *self._ends)
+        scope["extensions"] = {BODY_AT_HAND: ordinary.body_at_hand}
         try:
             await self._plain_app(scope, ordinary.receive, ordinary.send)
         except Exception:  # noqa: BLE001 - crash barrier: one request

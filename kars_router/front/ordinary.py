@@ -133,6 +133,18 @@ class Ordinary:
         self.gone = True
         self._wake()
 
+    def body_at_hand(self) -> bytes | None:
+        """What is left of the body, if all of that has come; else None, and it stays where it is.
+
+        The extension `exchange.BODY_AT_HAND`.
+        """
+        if not self.whole or self._taken or self.response.complete:
+            return None
+        self._taken = True
+        body = b"".join(self._pieces)
+        self._pieces.clear()
+        return body
+
     async def receive(self) -> MutableMapping[str, Any]:
         """The body's next piece; after the last one, waits for the peer to leave."""
         while not self.response.complete:

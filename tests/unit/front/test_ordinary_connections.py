@@ -19,7 +19,7 @@ from unit.front.lean_kit import (
     take_body,
 )
 
-from kars_router.front.exchange import Receive, Scope, Send
+from kars_router.front.exchange import BODY_AT_HAND, Receive, Scope, Send
 from kars_router.front.hypercorn_server import HypercornServer
 
 POST = "POST /mcp HTTP/1.1"
@@ -70,6 +70,41 @@ async def test_ordinary_requests_and_others_take_turns() -> None:
             assert ours in await ask(client, request("GET / HTTP/1.1"))
             assert theirs in await ask(client, request(POST, CHUNKED) + b"1\r\nb\r\n0\r\n\r\n")
             assert theirs in await ask(client, request("HEAD / HTTP/1.1"))
+
+
+async def test_a_body_that_has_come_is_there_without_waiting() -> None:
+    got: list[tuple[bytes | None, bytes]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        at_hand = scope["extensions"][BODY_AT_HAND]
+        got.append((at_hand(), await take_body(receive) if scope["path"] == "/part" else b""))
+        await respond(send, b"fine")
+        assert at_hand() is None
+
+    async with served(app) as (_, client):
+        part = request("POST /part HTTP/1.1", "content-length: 4")
+        await client.send_all(request(POST, body=b"abcd") + request() + part + b"ab")
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await client.send_all(b"cd")
+        await client.send_eof()
+        assert statuses(await read_all(client)) == [200] * 3
+    assert got == [(b"abcd", b""), (b"", b""), (None, b"abcd")]
+
+
+async def test_after_a_body_that_was_at_hand_the_peer_can_be_watched() -> None:
+    kinds: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["extensions"][BODY_AT_HAND]() == b"abcd"
+        kinds.append((await receive())["type"])
+
+    async with served(app) as (_, client):
+        await client.send_all(request(POST, body=b"abcd"))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert kinds == []
+        await client.send_eof()
+        await read_all(client)
+    assert kinds == ["http.disconnect"]
 
 
 @pytest.mark.parametrize("begun", [False, True])
