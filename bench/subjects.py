@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import shutil
 import socket
 import sys
@@ -74,13 +75,13 @@ def routers(subjects: Sequence[Subject]) -> list[Subject]:
     return [subject for subject in subjects if subject.name.startswith(KARS.name)]
 
 
-def configured(subject: Subject, **keys: Any) -> Subject:
+def configured(subject: Subject, *, plain: bool = False, **keys: Any) -> Subject:
     """A router with a configuration file that has more keys than its command line can say.
-
-    The file is in YAML, as people write it, and not in JSON, which costs less to read.
 
     Args:
         subject: one of the `routers`.
+        plain: write the file in JSON, as the operator does, which leaves nothing of a parser; else
+            in YAML, as people do.
         keys: of kars.yaml, `servers` only if they are not the one upstream.
     """
 
@@ -90,7 +91,11 @@ def configured(subject: Subject, **keys: Any) -> Subject:
         directory = tempfile.mkdtemp(prefix="kars-bench-")
         atexit.register(shutil.rmtree, directory, ignore_errors=True)
         place = Path(directory, "kars.yaml")
-        YAML(typ="safe", pure=True).dump({"servers": servers, **keys}, place)
+        document = {"servers": servers, **keys}
+        if plain:
+            place.write_text(json.dumps(document))
+        else:
+            YAML(typ="safe", pure=True).dump(document, place)
         arguments = subject.command(upstream, port)
         at = arguments.index("--upstream")
         return [*arguments[:at], "-c", str(place), *arguments[at + 2 :]]

@@ -104,15 +104,15 @@ def _ours(context: Context, kind: str) -> Iterator[_Entrant]:
     for subject in routers(context.subjects):
         if kind == HTTP:
             roomy = {"agentSessions": 2 * _IDLE_SESSIONS[HTTP]}
-            yield _Entrant(subject=configured(subject, limits=roomy))
+            yield _Entrant(subject=configured(subject, plain=True, limits=roomy))
             continue
         server = {"command": stdio_server(), "allowedTools": ["*"]}
         behind = evolve(subject, leave_out=STDIO_SERVER)
-        yield _Entrant(subject=configured(behind, servers={SERVER: server}))
+        yield _Entrant(subject=configured(behind, plain=True, servers={SERVER: server}))
         # As some peers do: one server for all agents.
         shared = evolve(behind, name=f"{subject.name}, shared server")
         servers = {SERVER: {**server, "sessionScope": "shared"}}
-        yield _Entrant(subject=configured(shared, servers=servers))
+        yield _Entrant(subject=configured(shared, plain=True, servers=servers))
 
 
 def _calls(context: Context, kind: str, entrants: Sequence[_Entrant]) -> Iterator[Figure]:
