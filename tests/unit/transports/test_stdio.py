@@ -497,6 +497,26 @@ async def test_no_descriptor_is_left() -> None:
     assert descriptors() <= before
 
 
+async def test_a_start_that_is_cancelled_half_way_leaves_no_process() -> None:
+    before = descriptors()
+    threads = trio.to_thread.current_default_thread_limiter()
+    connection = Stdio(
+        [sys.executable, "-I", "-S", "-c", "input()"],
+        env=environment({}, os.environ),
+        server="s",
+        deliver=lambda *_: None,
+    )
+    with trio.fail_after(SECONDS):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.open, nursery)
+            await until(lambda: threads.borrowed_tokens > 0 or connection.pid is not None)
+            nursery.cancel_scope.cancel()
+    assert connection.pid is not None  # it had got as far as that
+    with pytest.raises(ProcessLookupError):
+        os.kill(connection.pid, 0)
+    assert descriptors() <= before
+
+
 async def test_no_descriptor_is_left_of_a_command_that_cannot_be_started() -> None:
     await trio.to_thread.run_sync(descriptors)  # the thread is there
     before = descriptors()
