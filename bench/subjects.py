@@ -75,6 +75,20 @@ def routers(subjects: Sequence[Subject]) -> list[Subject]:
     return [subject for subject in subjects if subject.name.startswith(KARS.name)]
 
 
+def under_hypercorn(upstream: int, port: int) -> list[str]:
+    """The command of the router's application under hypercorn as it comes."""
+    url = f"http://127.0.0.1:{upstream}/mcp"
+    place = _file({"servers": {SERVER: {"url": url, "allowedTools": ["*"]}}})
+    serving = [sys.executable, "-m", "hypercorn", "-k", "trio", "-w", "0"]
+    return [
+        *("env", f"KARS_CONFIG={place}"),
+        *(*serving, "-b", f"127.0.0.1:{port}", "kars_router.asgi:app"),
+    ]
+
+
+HYPERCORN: Final = Subject(name="hypercorn", command=under_hypercorn, path=f"/mcp/{SERVER}")
+
+
 def configured(subject: Subject, *, plain: bool = False, **keys: Any) -> Subject:
     """A router with a configuration file that has more keys than its command line can say.
 
@@ -88,19 +102,23 @@ def configured(subject: Subject, *, plain: bool = False, **keys: Any) -> Subject
     def command(upstream: int, port: int) -> list[str]:
         url = f"http://127.0.0.1:{upstream}/mcp"
         servers = {SERVER: {"url": url, "allowedTools": ["*"]}}
-        directory = tempfile.mkdtemp(prefix="kars-bench-")
-        atexit.register(shutil.rmtree, directory, ignore_errors=True)
-        place = Path(directory, "kars.yaml")
-        document = {"servers": servers, **keys}
-        if plain:
-            place.write_text(json.dumps(document))
-        else:
-            YAML(typ="safe", pure=True).dump(document, place)
+        place = _file({"servers": servers, **keys}, plain=plain)
         arguments = subject.command(upstream, port)
         at = arguments.index("--upstream")
         return [*arguments[:at], "-c", str(place), *arguments[at + 2 :]]
 
     return evolve(subject, command=command)
+
+
+def _file(document: dict[str, Any], *, plain: bool = True) -> Path:
+    directory = tempfile.mkdtemp(prefix="kars-bench-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    place = Path(directory, "kars.yaml")
+    if plain:
+        place.write_text(json.dumps(document))
+    else:
+        YAML(typ="safe", pure=True).dump(document, place)
+    return place
 
 
 @contextmanager

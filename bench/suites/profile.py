@@ -22,7 +22,12 @@ _CONNECTIONS: Final = 16
 _RATE: Final = 250  # samples a second
 # The innermost frame of these decides whose work a sample is: what they call on the way, trio's
 # streams and the standard library, is theirs.
-_LISTENER: Final = ("hypercorn/", "h11/", "front/listen", "front/lean", "front/hypercorn")
+_LISTENER: Final = (
+    *("hypercorn/", "h11/", "front/listen", "front/lean", "front/hypercorn"),
+    *("front/ordinary", "front/idle", "front/http_scope"),
+)
+# The sockets of both sides; whose work they do is their caller's.
+_SHARED: Final = ("transports/http_streams", "cli/")
 _OURS: Final = ("kars_router/", "httpx/", "msgspec", "structlog", "prometheus_client", "bench/")
 PARTS: Final = ("listener", "router", "scheduler")
 
@@ -73,7 +78,7 @@ def part_of(stack: str) -> str:
     for frame in reversed(stack.split(";")):
         if any(mark in frame for mark in _LISTENER):
             return "listener"
-        if any(mark in frame for mark in _OURS) and "cli/" not in frame:
+        if any(mark in frame for mark in _OURS) and not any(mark in frame for mark in _SHARED):
             return "router"
     return "scheduler"
 

@@ -125,6 +125,9 @@ def test_a_slope_is_that_of_the_second_half() -> None:
     assert slope(memory, 1000) == pytest.approx(0.001 * 2**20)
 
 
+SOCKET = "b (kars_router/transports/http_streams.py:1)"
+
+
 @pytest.mark.parametrize(
     ("stack", "part"),
     [
@@ -134,6 +137,8 @@ def test_a_slope_is_that_of_the_second_half() -> None:
         ("a (hypercorn/x.py:1);b (kars_router/front/asgi.py:1)", "router"),
         ("a (kars_router/front/asgi.py:1);b (kars_router/front/listen.py:1)", "listener"),
         ("a (kars_router/front/lean.py:1);b (trio/_core/_run.py:1)", "listener"),
+        (f"a (kars_router/front/ordinary.py:1);{SOCKET}", "listener"),
+        (f"a (kars_router/transports/http.py:1);{SOCKET}", "router"),
         ("a (hypercorn/x.py:1);b (kars_router/session/x.py:1);c (httpx/_client.py:1)", "router"),
     ],
 )
