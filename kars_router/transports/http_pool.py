@@ -190,8 +190,12 @@ class Pool:
         self._stale += 1
         self._let_go(lease)
 
-    def release(self, lease: Lease, *, keep_seconds: float = 0.0) -> None:
+    def release(
+        self, lease: Lease, *, keep_seconds: float = 0.0, since: float | None = None
+    ) -> None:
         """Give the place back, and the connection: kept for that long, or put aside. Idempotent.
+
+        The time counts from `since` on trio's clock, or from now.
 
         The caller then calls `bury`.
         """
@@ -199,7 +203,8 @@ class Pool:
             return
         lease.released = True
         now = trio.current_time()
-        self._let_go(lease, now + keep_seconds if keep_seconds > 0.0 else 0.0)
+        expires = (now if since is None else since) + keep_seconds
+        self._let_go(lease, expires if expires > now else 0.0)
         self._sweep(now)
         if not lease.control:
             self._places.release()

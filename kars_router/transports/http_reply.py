@@ -54,6 +54,9 @@ class TrioReply(httpx.AsyncByteStream):
 
     An iterator rather than a generator, so that nothing is left to be finalised when a reader
     walks away in the middle.
+
+    Attributes:
+        sent_at: trio's clock when the request was sent, if nobody waits for the response.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class TrioReply(httpx.AsyncByteStream):
         self._pool = pool
         self._parser = ResponseParser(bodiless=request is not None and request.method == "HEAD")
         self._send_error: httpx.WriteError | None = None
-        self._sent_now: float | None = None
+        self.sent_at: float | None = None
         self._by_name: dict[str, str] | None = None
 
     @property
@@ -89,8 +92,9 @@ class TrioReply(httpx.AsyncByteStream):
     def is_receipt(self) -> bool:
         """Whether it is there to its end, and says no more than that the request was accepted."""
         parser = self._parser
-        plain = parser.complete and 200 <= parser.status < 300 and not parser.has_body
-        return plain and not self.header("set-cookie")
+        if not parser.complete or parser.has_body or not 200 <= parser.status < 300:
+            return False
+        return all(name != b"set-cookie" for name, _ in parser.headers)
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -161,7 +165,7 @@ class TrioReply(httpx.AsyncByteStream):
             return False
         exchange.complete = exchange.reused = True
         exchange.accepted = taken
-        self._sent_now = trio.current_time()
+        self.sent_at = trio.current_time()
         return True
 
     async def read_head(self) -> None:
@@ -264,10 +268,8 @@ class TrioReply(httpx.AsyncByteStream):
         if parser.complete:
             # At once, not when the caller asks for the end: a pong can have the connection.
             keep = parser.keep_seconds if self._send_error is None else 0.0
-            if self._sent_now is not None:
-                # The server has counted since it answered, which nobody saw.
-                keep -= trio.current_time() - self._sent_now
-            self._pool.release(self.lease, keep_seconds=keep)
+            # The server counts since it has answered, which nobody may have seen.
+            self._pool.release(self.lease, keep_seconds=keep, since=self.sent_at)
 
 
 def _accepted(stream: trio.abc.Stream, before: int | None, message: bytes) -> int:

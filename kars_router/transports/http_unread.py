@@ -37,7 +37,7 @@ class Unread:
         self.exchange = exchange
         self._reply = reply
         self._told = told
-        self._due = trio.current_time() + _PATIENCE_SECONDS
+        self._due = (reply.sent_at or trio.current_time()) + _PATIENCE_SECONDS
         self._trouble: httpx.TransportError | None = None
 
     def settle(self) -> bool:
