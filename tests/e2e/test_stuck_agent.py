@@ -102,5 +102,5 @@ async def test_connections_that_agents_have_closed_are_let_go(tmp_path: Path, ki
             with trio.fail_after(10):
                 assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 200 ")
             await stream.aclose()
-        # The connection of the agent itself may have been closed meanwhile, and nothing is opened.
-        await wait_true(lambda: descriptors() <= before, 7)
+        # The router may open another connection to its server meanwhile, for a pong; not twenty.
+        await wait_true(lambda: descriptors() <= before + 3, 7)
