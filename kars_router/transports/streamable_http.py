@@ -101,6 +101,7 @@ class StreamableHttp:
         self._extra = dict(headers or {})
         self._limits = _limits(connect_timeout)
         self._outline: tuple[object, Outline] | None = None
+        self._redirected = False
         self._answers = Answers(
             server, deliver, self._failure, event_limit=event_limit, body_limit=body_limit
         )
@@ -157,8 +158,9 @@ class StreamableHttp:
                 raise CallFailed(failure)
 
     def send_now(self, payload: bytes, told: Told) -> bool:
-        """See `Connection.send_now`; only where there is no TLS and no token to be refreshed."""
-        if self._authorization.refreshable:
+        """See `Connection.send_now`; only without TLS, tokens to be refreshed, and redirects."""
+        # What is redirected has to be sent again, at once; nobody would know before the next use.
+        if self._authorization.refreshable or self._redirected:
             return False
         outline = self._outlined("POST", self._url, None, with_body=True)
         return self._client.send_now(
@@ -282,6 +284,7 @@ class StreamableHttp:
             if status in _REDIRECTS and redirects < _MAX_REDIRECTS:
                 target = self._same_origin(reply)
                 if target is not None:
+                    self._redirected = True
                     await release(reply)
                     url, redirects = target, redirects + 1
                     continue

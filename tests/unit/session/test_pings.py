@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import msgspec
 import pytest
@@ -269,3 +270,37 @@ async def test_pongs_share_a_connection_and_are_counted() -> None:
                 # The responses to the latest were not looked at yet.
                 assert observed - 2 <= answered <= observed
                 assert observed >= session.pings
+
+
+@pytest.mark.parametrize("status", [307, 308])
+async def test_pongs_reach_a_server_that_redirects(status: int) -> None:
+    """As frameworks do between `/mcp` and `/mcp/`; a pong that nobody waits for ends there."""
+    options = {"ping_interval": 0.02, "ping_deadline": 5.0}
+    with trio.fail_after(20):
+        async with HeartbeatServer.open(**options) as server:
+
+            async def app(scope: Any, receive: Any, send: Any) -> None:
+                if scope["type"] != "http" or scope["path"] != "/mcp":
+                    await server.app(scope, receive, send)
+                    return
+                headers = [(b"location", b"/mcp/"), (b"content-length", b"0")]
+                await send({"type": "http.response.start", "status": status, "headers": headers})
+                await send({"type": "http.response.body", "body": b""})
+
+            async with serve(app) as url:
+                config = make_config(with_settings(url=f"{url}/mcp"))
+                async with open_router(config, serve=False) as router:
+                    await router.supervisor.wait_tried(5)
+                    call = ToolCall(
+                        agent="a", server="s", tool="increment", params=b'{"name":"increment"}'
+                    )
+                    assert (await router.supervisor.call(call)).fate == "executed"
+                    begun = len(server.happenings("pong"))
+                    await server.wait_until(
+                        lambda: (
+                            len(server.happenings("pong")) >= begun + 10
+                            or bool(server.happenings("reaped"))
+                        )
+                    )
+                    assert server.happenings("reaped") == []
+                    assert (await router.supervisor.call(call)).reset is None
