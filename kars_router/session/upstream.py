@@ -261,6 +261,8 @@ class UpstreamSession:
                     self.settled.is_set() and self._wishes.are_settled
                 ):
                     await self._before_call()
+                    if not self.alive:
+                        return  # it has not left, and can be made again
                 try:
                     await self._connection.send(
                         pending.payload,

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from unit.session.upstream_kit import Rig, open_rig, with_settings
 
 from kars_router.config.schema import OnSessionLoss, Timeouts
-from kars_router.model import CallOutcome
+from kars_router.model import CallOutcome, LossVerdict
 from kars_router.testing import Call, Fault, FaultPlan, Received, Reply, Stage, text_of
 
 
@@ -315,3 +315,25 @@ async def test_a_call_that_nobody_waits_for_ends_by_itself(autojump_clock: MockC
         assert rig.session().in_flight == 0
         assert rig.server.requests("notifications/cancelled") == []
         assert rig.metric("kars_calls_total", fate="unknown", code="abandoned") == 1
+
+
+async def test_a_call_that_waits_for_the_stream_of_a_lost_session_is_not_sent_in_it(
+    autojump_clock: MockClock,
+) -> None:
+    outcomes: list[CallOutcome] = []
+    async with open_rig(ping_interval=None) as rig:
+        rig.server.script = lambda r: Reply.hang() if r.http_method == "GET" else None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep, rig, outcomes, "increment")
+            await trio.testing.wait_all_tasks_blocked()
+            session, first = rig.session(), rig.upstream_id()
+            assert session.in_flight == 1
+            assert rig.of("a", "tools/call") == []
+            rig.server.script = None
+            before = trio.current_time()
+            session.lose(LossVerdict(True, "a test says so", "test"))
+        assert trio.current_time() == before  # it does not use up the grace
+        assert rig.slot().generation == 2
+        (sent,) = rig.server.requests("tools/call")
+        assert sent.session != first
+        assert [o.fate for o in outcomes] == ["executed"]
