@@ -182,8 +182,8 @@ class TrioTransport(httpx.AsyncBaseTransport):
             prepared: the head.
             content: the body.
             limits: as in `request.extensions["timeout"]`, for whoever waits after all.
-            told: see `Unread`. It may be called a long time later: when the connection is used
-                again. Not called if the transport is closed before.
+            told: see `Unread`. It may be called a long time later: when another request is made.
+                Not called if the transport is closed before.
 
         Returns:
             False if nothing was sent.

@@ -20,6 +20,7 @@ from attrs import define, frozen
 from kars_router.transports.http_streams import CountedStream, is_stale
 
 _CLOSE_SECONDS: Final = 1.0
+_LOOKS: Final = 4
 
 
 @frozen(kw_only=True)
@@ -100,8 +101,8 @@ class Pool:
     wait for a GET stream.
 
     Idle connections are reused last in, first out, so that the surplus of a burst ages and goes.
-    There is no background task: what has expired is closed at the next lease or release, and
-    responses that nobody waits for are looked at when no other connection is idle.
+    There is no background task: what has expired is closed at the next lease or release, and of the
+    responses that nobody waits for a few are looked at whenever a connection is wanted.
 
     Attributes:
         closed: `aclose` was called; leases are still given, and their users have to look here.
@@ -176,7 +177,7 @@ class Pool:
         return lease.connection is not None
 
     def expect(self, unread: Settled) -> None:
-        """Keep a response on a leased connection until the connection is wanted."""
+        """Keep a response on a leased connection; it is looked at when one is wanted."""
         self._unread.append(unread)
 
     def adopt(self, lease: Lease, stream: trio.abc.Stream) -> None:
@@ -262,9 +263,13 @@ class Pool:
             self._doomed.append(connection.stream)
 
     def _reclaim(self) -> None:
-        # The oldest will do: what it has not got, those after it are not likely to have either.
-        if not self._idle and self._unread and self._unread[0].settle():
-            self._unread.popleft()
+        # Each request adds one at most, so that looking at a few of them bounds how many there are.
+        # Whether another connection is idle or not: a session that has ended, a refusal or a cookie
+        # must not wait for the day when none is. One that does not come holds up no other.
+        for _ in range(min(_LOOKS, len(self._unread))):
+            unread = self._unread.popleft()
+            if not unread.settle():
+                self._unread.append(unread)
 
     def _sweep(self, now: float) -> None:
         if now < self._soonest and len(self._idle) <= self._limit:

@@ -1,4 +1,4 @@
-"""A response that nobody waits for: it is read when its connection is wanted again.
+"""A response that nobody waits for: it is read when a connection to its server is wanted.
 
 A server's pings come one by one, each to a router that sleeps. To answer one is a single write;
 to wait for the server's "202" would wake the router a second time, for a task, a time limit and a
