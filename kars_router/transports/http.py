@@ -188,14 +188,18 @@ class TrioTransport(httpx.AsyncBaseTransport):
         Returns:
             False if nothing was sent.
         """
-        reply = TrioReply(self._pool, Lease(control=True), limits, url=prepared.url)
-        if self._pool.closed or not self._pool.take_now(reply.lease):
+        pool = self._pool
+        if pool.closed:
             return False
+        reply = TrioReply(pool, Lease(control=True), limits, url=prepared.url)
         exchange = Exchange(control=True)
-        if not reply.send_now(with_body(prepared.head, prepared.method, content), exchange):
-            return False
-        self._pool.expect(Unread(reply, exchange, told))
-        return True
+        sent = pool.take_now(reply.lease) and reply.send_now(
+            with_body(prepared.head, prepared.method, content), exchange
+        )
+        if sent:
+            pool.expect(Unread(reply, exchange, told))
+        pool.bury_now()  # nothing else may be sent for a long time
+        return sent
 
     def _check_origin(self, url: httpx.URL, request: httpx.Request | None = None) -> None:
         if url.scheme != self._scheme or url.netloc != self._netloc:

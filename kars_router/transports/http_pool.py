@@ -4,7 +4,8 @@ Owns places, connections and counters. Must not know HTTP: it is told whether a 
 kept and for how long.
 
 State first, I/O after: methods without `async` change the state and put what is to be closed
-aside; `bury` closes it. So an error or a cancellation at any checkpoint finds the state consistent.
+aside; `bury` and `bury_now` close it. So an error or a cancellation at any checkpoint finds the
+state consistent.
 """
 
 from __future__ import annotations
@@ -219,6 +220,16 @@ class Pool:
                 contextlib.suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError),
             ):
                 await trio.aclose_forcefully(stream)
+
+    def bury_now(self) -> None:
+        """Close what was put aside and takes no waiting to be closed, as all without TLS does."""
+        slow = []
+        for stream in self._doomed:
+            if isinstance(stream, CountedStream):
+                stream.close()
+            else:
+                slow.append(stream)
+        self._doomed = slow
 
     def renew(self) -> None:
         """Keep none of the present connections; those in use are closed when they are released.

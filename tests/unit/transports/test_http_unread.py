@@ -443,3 +443,44 @@ async def _open_idle(made: Sender, count: int) -> None:
             await made.use()
     stats = made.transport.stats()
     assert (stats.open, stats.idle) == (count, count)
+
+
+async def test_connections_that_have_expired_are_closed_by_what_is_not_waited_for(
+    mock_clock: MockClock,
+) -> None:
+    script = Script(b"HTTP/1.1 202 Accepted\r\nKeep-Alive: timeout=20\r\nContent-Length: 0\r\n\r\n")
+    async with sender(script) as made:
+        await _open_idle(made, 3)
+        pool = made.transport._pool
+        streams = [connection.plain for connection in pool._idle]
+        assert made.send()  # its connection may idle for longer than the others
+        await script.wait_answered(1)
+        mock_clock.jump(10)
+        assert made.send()
+        assert [stream.socket.fileno() < 0 for stream in streams if stream] == [True, True, False]
+        await script.wait_answered(2)
+        mock_clock.jump(10)
+        assert not made.send()  # nothing is left, and that is closed, too
+        assert [stream.socket.fileno() < 0 for stream in streams if stream] == [True] * 3
+        assert made.transport.stats().open == 0
+
+
+async def test_a_connection_that_is_given_up_by_what_is_not_waited_for_is_closed() -> None:
+    script = Script(b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\npart")
+    async with sender(script) as made:
+        made.wanted = False
+        [connection] = made.transport._pool._idle
+        assert connection.plain is not None
+        assert made.send()
+        await script.wait_answered(1)
+        assert not made.send()
+        assert connection.plain.socket.fileno() < 0
+
+
+async def test_a_connection_that_takes_but_a_part_is_closed_at_once() -> None:
+    async with sender(Script()) as made:
+        [connection] = made.transport._pool._idle
+        assert connection.plain is not None
+        huge = b"x" * (64 * 1024 * 1024)
+        assert not made.client.send_now(made.outline, huge, LIMITS, lambda _: True)
+        assert connection.plain.socket.fileno() < 0
