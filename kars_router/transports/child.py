@@ -116,7 +116,10 @@ class Child:
 
     def _forget_end(self) -> None:
         descriptor, self._end = self._end, -1
-        _close(descriptor)  # takes it out of `_poll` as well
+        if descriptor >= 0 and not self._poll.closed:
+            # Closing takes it out only if no process has a copy, as one that is being started may.
+            self._poll.unregister(descriptor)
+        _close(descriptor)
 
     async def _wait_readable(self, descriptor: int) -> None:
         if self._end >= 0 or self.status is not None:
