@@ -350,10 +350,11 @@ class StreamChannel(Channel):
         self._turn: trio.Lock | None = None
         self._writing: trio.CancelScope | None = None
 
-    def _write_now(self, payload: bytes, delivery: Delivery) -> bool:  # noqa: ARG002 - for others
+    def _write_now(self, payload: bytes, delivery: Delivery | None) -> bool:  # noqa: ARG002 - for others
         """Writes one message if that takes no waiting, whole or not at all; whether it did.
 
-        Called while nobody writes. If it has written, `delivery.sent` is filled in.
+        Called while nobody writes. If it has written, `delivery.sent` is filled in. There is none
+        where nobody will ask what has become of the message.
         """
         return False
 
@@ -369,7 +370,7 @@ class StreamChannel(Channel):
         """See `Connection.send_now`."""
         if self._over.is_set() or (self._turn is not None and self._turn.locked()):
             return False
-        if sent := self._write_now(payload, Delivery()):
+        if sent := self._write_now(payload, None):
             told(None)
         return sent
 

@@ -111,7 +111,8 @@ class Stdio(StreamChannel):
         self._child: Child | None = None
         self._stopped = False
         self._written = 0
-        # Messages and where in all that was written they end, as far as they may still be unread.
+        # Messages and where in all that was written they end, as far as they may still be unread
+        # and somebody asks; not those of `send_now`, of which an idle session has thousands.
         self._ends: list[tuple[int, Delivery]] = []
         self._last_line = ""
         self._allowed = _STDERR_BURST
@@ -152,7 +153,7 @@ class Stdio(StreamChannel):
         assert self._child is not None
         return self._child.input
 
-    def _write_now(self, payload: bytes, delivery: Delivery) -> bool:
+    def _write_now(self, payload: bytes, delivery: Delivery | None) -> bool:
         line = _as_line(payload)
         if len(line) > _ATOMIC:
             return False
@@ -160,7 +161,10 @@ class Stdio(StreamChannel):
             os.write(self._input, line)
         except OSError:  # it has no room, or no reader any more; `_write` finds out
             return False
-        self._note_written(len(line), delivery)
+        if delivery is None:
+            self._written += len(line)
+        else:
+            self._note_written(len(line), delivery)
         return True
 
     async def _write(self, payload: bytes, delivery: Delivery) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import gc
 import json
 import os
 import select
@@ -315,6 +316,47 @@ signal.pause()
     assert {failure.code for failure in failures.values()} == {"channel_closed"}
     assert [failures[n].sent for n in range(4)] == [Sent.YES, Sent.YES, Sent.PARTLY, Sent.PARTLY]
     assert [fate_of(failures[n]) for n in range(4)] == [Fate.UNKNOWN] * 2 + [Fate.NOT_EXECUTED] * 2
+
+
+@pytest.mark.parametrize(("read", "sent"), [(0, Sent.YES), (-1, Sent.PARTLY)])
+async def test_what_was_not_waited_for_counts_as_written(read: int, sent: Sent) -> None:
+    program = """
+import os, signal, sys
+left = int(sys.argv[1])
+while left:
+    left -= len(os.read(0, left))
+print('{"jsonrpc":"2.0","method":"read"}', flush=True)
+signal.pause()
+"""
+    pong = jsonrpc.result(b"7", b"{}")
+    size = 2 * (len(pong) + 1) + len(CALL) + 1
+    async with run(program, str(size + read)) as child, trio.open_nursery() as nursery:
+        delivery = Delivery()
+
+        async def call() -> None:
+            with pytest.raises(CallFailed) as caught:
+                await child.call(delivery)
+            assert caught.value.failure.sent is sent
+
+        for _ in range(2):
+            assert child.connection.send_now(pong, lambda _: False)
+        nursery.start_soon(call)
+        await until(lambda: delivery.sent is Sent.YES)
+        assert child.connection.send_now(pong, lambda _: False)  # nobody reads it
+        await until(lambda: bool(child.taken))
+        os.kill(child.connection.pid or 0, signal.SIGKILL)
+
+
+async def test_nothing_is_kept_of_what_is_not_waited_for() -> None:
+    def kept() -> int:
+        gc.collect()
+        return sum(isinstance(each, Delivery) for each in gc.get_objects())
+
+    async with run("import sys; sys.stdin.read()") as child:
+        before = kept()
+        for _ in range(100):
+            assert child.connection.send_now(jsonrpc.result(b"7", b"{}"), lambda _: False)
+        assert kept() <= before
 
 
 async def test_what_another_process_may_still_read_is_in_doubt() -> None:
