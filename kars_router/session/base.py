@@ -6,6 +6,7 @@ one it has, but for `stateful`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from kars_router.model import Failure, LossVerdict
@@ -119,8 +120,17 @@ class Session(Protocol):
         """Ends the session although nothing is wrong with it; the server is told."""
         ...
 
-    async def hold(self) -> None:
-        """Holds the standing stream until the session has ended; whoever opened it calls this once.
+    async def hold(self, on_end: Callable[[], None], grace: float) -> None:
+        """Holds the standing stream for as long as the session is good for anything.
+
+        That is until it is lost or finished, and then until what is on its way has ended by
+        itself or the grace is over: answers may come on that stream, too. Whoever opened the
+        session calls this once.
+
+        Args:
+            on_end: called once the session is lost or finished, while the stream is still held;
+                must not wait.
+            grace: most seconds that are left to requests which are on their way then.
 
         Cancellation closes the stream.
         """

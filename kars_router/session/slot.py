@@ -232,14 +232,17 @@ class Slot:
                 self._lost = ""
             self._settle(None)
             reason = ""
-            try:
-                await session.hold()
+
+            def note_end() -> None:
+                nonlocal reason
                 if session.lost is not None:
                     reason = self._lost = self._note_loss(session, session.lost)
                     self._observer.lost(info, reason)
                 else:
                     reason = self.lost_reason = self._retired
-                await session.drain(_LOSS_GRACE)
+
+            try:
+                await session.hold(note_end, _LOSS_GRACE)
             finally:
                 reason = reason or self._close_reason
                 self.session = None

@@ -185,9 +185,11 @@ class StatelessSession:
         """See `Session.finish`."""
         self.ended.set()
 
-    async def hold(self) -> None:
+    async def hold(self, on_end: Callable[[], None], grace: float) -> None:
         """See `Session.hold`; the streams are the session's own tasks."""
         await self.ended.wait()
+        on_end()
+        await self.drain(grace)
 
     async def drain(self, seconds: float) -> None:
         """See `Session.drain`."""

@@ -73,6 +73,9 @@ class UpstreamSession:
         self._callers: dict[bytes, Caller] = {}
         self._checked: trio.Event | None = None
         self._idle = Signal()
+        self._over = Signal()
+        self._on_end: Callable[[], None] | None = None
+        self._grace = 0.0
         self._wishes = Wishes(options.server, self, nursery, seconds=options.connect_timeout)
         self._connection: Connection
         self._answers: Answers
@@ -204,13 +207,38 @@ class UpstreamSession:
 
     def finish(self) -> None:
         """See `Session.finish`."""
+        if self.ended.is_set():
+            return
+        self.ended.set()
+        self.settled.set()  # a call that waits for the stream is made in another session
+        if self._on_end is not None:
+            # A task now, as the one that holds the stream goes on with that; none before.
+            self._nursery.start_soon(self._wind_up)
+
+    def close(self) -> None:
+        """Ends the session at once, and its stream with it, without a word to whoever holds it."""
         self.ended.set()
         self.listener.close()
 
-    async def hold(self) -> None:
+    async def hold(self, on_end: Callable[[], None], grace: float) -> None:
         """See `Session.hold`."""
-        await self.listener.run()
-        await self.ended.wait()
+        self._on_end, self._grace = on_end, grace
+        try:
+            if self.alive:
+                await self.listener.run()
+                await self._over.wait()
+            else:
+                await self._wind_up()
+        finally:
+            self._on_end = None
+
+    async def _wind_up(self) -> None:
+        if self._on_end is None:
+            return  # whoever held the stream was cancelled meanwhile
+        self._on_end()
+        await self.drain(self._grace)
+        self.listener.close()
+        self._over.set()
 
     async def drain(self, seconds: float) -> None:
         """See `Session.drain`."""
@@ -526,7 +554,7 @@ async def open_session(
             refused = error
         finally:
             # Before the server is told, lest the stream be asked for again when it ends there.
-            session.finish()
+            session.close()
             if session.lost is None:
                 await _farewell(options.server, connection)  # noqa: ASYNC102 - bounded there
             nursery.cancel_scope.cancel()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import httpx
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
@@ -11,7 +12,7 @@ from unit.session.upstream_kit import Rig, open_rig, with_settings
 
 from kars_router.config.schema import Limits
 from kars_router.errors import CallFailed
-from kars_router.model import Failure, LossVerdict, Phase
+from kars_router.model import CallOutcome, Failure, LossVerdict, Phase
 from kars_router.session.listener import Listener, ListenState
 from kars_router.testing import Fault, FaultPlan, HeartbeatServer, Received, Reply
 from kars_router.transports.base import Position
@@ -422,25 +423,74 @@ async def test_the_end_of_a_channel_is_the_end_of_the_session(
     assert ListenState.WAITING not in states
 
 
-async def test_a_stream_is_let_go_of_before_what_is_in_flight_has_ended(
+async def lose_in_flight(rig: Rig, nursery: trio.Nursery, into: list[CallOutcome]) -> Received:
+    """Has the session lost that a call is on its way in; the call."""
+    await rig.call("increment")
+    rig.server.script = lambda r: Reply.hang() if r.method == "tools/call" else None
+
+    async def call() -> None:
+        into.append(await rig.call("increment"))
+
+    nursery.start_soon(call)
+    await rig.server.wait_until(lambda: len(rig.of("a", "tools/call")) == 2)
+    rig.session().lose(LossVerdict(True, "a test says so", "test"))
+    return rig.of("a", "tools/call")[-1]
+
+
+async def test_a_stream_is_held_while_what_is_in_flight_may_still_be_answered_on_it(
+    autojump_clock: MockClock,
+) -> None:
+    outcomes: list[CallOutcome] = []
+    async with open_rig(ping_interval=None) as rig:
+        async with trio.open_nursery() as nursery:
+            call = await lose_in_flight(rig, nursery, outcomes)
+            start, first, session = trio.current_time(), rig.upstream_id(), rig.session()
+            await trio.testing.wait_all_tasks_blocked()
+            assert session.listen_state is ListenState.OPEN
+            assert rig.server.happenings("left", first) == []
+            # What is called now needs to know at once; only the way out waits.
+            assert rig.slot().lost_reason == "a test says so"
+            assert rig.metric("kars_session_losses_total", reason="unknown") == 1
+            await trio.sleep(1)
+            answer = {"jsonrpc": "2.0", "id": call.id, "result": {"content": []}}
+            rig.server.sessions[first].listen.append(msgspec.json.encode(answer))
+        assert [outcome.fate for outcome in outcomes] == ["executed"]
+        # No longer than that, although the answer's own stream is still open, and lingers a second.
+        await trio.sleep_until(start + 2.5)
+        assert session.listen_state is ListenState.CLOSED
+        assert rig.server.happenings("left", first)
+        assert rig.slot().session is None
+
+
+async def test_the_stream_of_a_lost_session_is_let_go_of_after_the_grace(
+    autojump_clock: MockClock,
+) -> None:
+    outcomes: list[CallOutcome] = []
+    async with open_rig(ping_interval=None) as rig:
+        async with trio.open_nursery() as nursery:
+            await lose_in_flight(rig, nursery, outcomes)
+            start, session = trio.current_time(), rig.session()
+            await trio.sleep(1.9)
+            assert session.listen_state is ListenState.OPEN
+        assert trio.current_time() == start + 2
+        assert session.listen_state is ListenState.CLOSED
+        assert [(o.fate, o.code) for o in outcomes] == [("unknown", "session_lost")]
+
+
+async def test_the_stream_of_a_lost_session_without_requests_is_let_go_of_at_once(
     autojump_clock: MockClock,
 ) -> None:
     async with open_rig(ping_interval=None) as rig:
         await rig.call("increment")
-        rig.server.script = lambda r: Reply.hang() if r.method == "tools/call" else None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.call, "increment")
-            await rig.server.wait_until(lambda: len(rig.of("a", "tools/call")) == 2)
-            session = rig.slot().session
-            assert session is not None
-            before = trio.current_time()
-            session.lose(LossVerdict(True, "a test says so", "test"))
-            await trio.testing.wait_all_tasks_blocked()
-            assert session.listen_state is ListenState.CLOSED
-            assert rig.server.happenings("left", rig.upstream_id())
-            assert session.in_flight == 1
-            assert trio.current_time() == before
-            nursery.cancel_scope.cancel()
+        session, ident, before = rig.session(), rig.upstream_id(), trio.current_time()
+        session.lose(LossVerdict(True, "a test says so", "test"))
+        session.finish()  # as another who notices may do
+        await trio.testing.wait_all_tasks_blocked()
+        assert session.listen_state is ListenState.CLOSED
+        assert rig.server.happenings("left", ident)
+        assert rig.slot().session is None
+        assert rig.metric("kars_session_losses_total", reason="unknown") == 1
+        assert trio.current_time() == before
 
 
 async def test_the_probe_of_a_stream_that_has_ended_is_nothing_to_the_next(
