@@ -484,3 +484,18 @@ async def test_a_connection_that_takes_but_a_part_is_closed_at_once() -> None:
         huge = b"x" * (64 * 1024 * 1024)
         assert not made.client.send_now(made.outline, huge, LIMITS, lambda _: True)
         assert connection.plain.socket.fileno() < 0
+
+
+async def test_what_takes_waiting_to_be_closed_is_left_to_who_waits(
+    autojump_clock: MockClock,
+) -> None:
+    async with upstream() as (server, transport):
+        await fetch(transport, build())
+        client = new_client(transport)
+        outline = client.outline("POST", httpx.URL("http://upstream.test/"), {})
+        await trio.sleep(10)  # it has expired
+        assert not client.send_now(outline, SENT, LIMITS, lambda _: True)
+        assert transport.stats().open == 0
+        assert not server.streams[0].closed
+        await fetch(transport, build())
+        assert server.streams[0].closed
