@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import gc
 import json
 import os
@@ -24,8 +23,6 @@ from kars_router.errors import CallFailed
 from kars_router.loss import fate_of
 from kars_router.model import Failure, Fate, Phase, Sent
 from kars_router.transports.base import Delivery, Position
-from kars_router.transports.child import start_child
-from kars_router.transports.lines import Line, LineDecoder
 from kars_router.transports.stdio import INHERITED, Stdio, environment
 from kars_router.wire import jsonrpc
 from kars_router.wire.jsonrpc import Message
@@ -240,45 +237,6 @@ os._exit(5)
             await child.connection.close()
     ended = [line["status"] for line in logs if line["event"] == "process_ended"]
     assert ended == [5, 6]
-
-
-async def test_who_gets_the_number_of_a_descriptor_that_told_of_the_end_is_left_alone() -> None:
-    """A process that is being started elsewhere has a copy of every descriptor for a moment."""
-    program = """
-import os, signal
-ready, tell = os.pipe()
-if os.fork():
-    os.read(ready, 1)
-    os._exit(0)
-os.setsid()
-print(os.getpid(), flush=True)
-os.write(tell, b"x")
-signal.pause()
-"""
-    with trio.fail_after(SECONDS), contextlib.ExitStack() as stack:
-        argv = [sys.executable, "-I", "-S", "-c", program]
-        child = await start_child(argv, environment({}, os.environ))
-        stack.callback(child.close)
-        number = child._end
-        assert number >= 0
-        stack.callback(os.close, os.dup(number))
-        said = b""
-        while child.status is None or not said.endswith(b"\n"):
-            said += b"".join(chunk for _, chunk in await child.hear())
-        with pytest.raises(OSError, match="Bad file descriptor"):
-            os.fstat(number)
-        ours, theirs = os.pipe()
-        high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, number + 1) for end in (ours, theirs)]
-        for end in (ours, theirs):
-            os.close(end)
-        os.dup2(high[0], number)
-        for end in (*high, number):
-            stack.callback(os.close, end)
-        os.write(high[1], b"another's")
-        os.kill(int(said), signal.SIGKILL)  # it holds the pipes open
-        while child.is_open:
-            assert {chunk for _, chunk in await child.hear()} == {b""}
-        assert os.read(number, 100) == b"another's"
 
 
 async def test_what_a_process_had_not_read_was_not_executed() -> None:
@@ -600,39 +558,3 @@ async def test_a_start_that_is_cancelled_half_way_leaves_no_process() -> None:
     with pytest.raises(ProcessLookupError):
         os.kill(connection.pid, 0)
     assert descriptors() <= before
-
-
-async def test_no_descriptor_is_left_of_a_command_that_cannot_be_started() -> None:
-    await trio.to_thread.run_sync(descriptors)  # the thread is there
-    before = descriptors()
-    for _ in range(3):
-        with pytest.raises(FileNotFoundError):
-            await start_child(["no-such-program-anywhere"], {})
-    assert descriptors() <= before
-
-
-def test_lines_split_anywhere() -> None:
-    text = b"a\r\n\nbc\n" + b"x" * 20 + b"\n" + b"y" * 10 + b"\nrest"
-    whole = [
-        Line(b"a"),
-        Line(b""),
-        Line(b"bc"),
-        Line(b"x" * 10, b"x" * 20, cut=True),
-        Line(b"y" * 10),
-    ]
-    for size in range(1, len(text) + 1):
-        decoder = LineDecoder(10)
-        found = [
-            line for at in range(0, len(text), size) for line in decoder.feed(text[at : at + size])
-        ]
-        assert found == whole, size
-        assert decoder.rest() == [Line(b"rest")]
-        assert decoder.rest() == []
-
-
-def test_of_a_long_line_only_the_ends_are_kept() -> None:
-    decoder = LineDecoder(10_000)
-    for _ in range(100):
-        assert decoder.feed(b"x" * 999) == []
-    (line,) = decoder.feed(b"end\n")
-    assert line == Line(b"x" * 4096, b"x" * 253 + b"end", cut=True)
