@@ -94,10 +94,15 @@ class _Http1(H11Protocol):
 
     A head that says how long the body is waits for it, and an end that is no bytes is not written:
     one write for a response, not three.
+
+    Args:
+        owner: the connection.
+        args: hypercorn's.
     """
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, owner: _Connection, *args: Any) -> None:
         super().__init__(*args)
+        self._owner = owner
         self._pass_on = self.send
         self.send = self._collect
         self._holding = False
@@ -120,6 +125,11 @@ class _Http1(H11Protocol):
             event = RawData(data)
         await self._pass_on(event)
 
+    async def _create_stream(self, request: Any) -> None:
+        # One that was read ahead may get its turn after the end; without a stream it gets none.
+        if not self._owner.over:
+            await super()._create_stream(request)
+
     async def _check_protocol(self, event: Any) -> None:
         # An `Upgrade: h2c` is ignored (RFC 9110, section 7.8), a preface answered with an error.
         pass
@@ -132,8 +142,14 @@ class _Connection(TCPServer):
     come. Between two requests that protocol is as it was made, so it does not miss the ordinary
     ones.
 
+    Once we have ended a connection, nothing that comes on it is anybody's request: it may be the
+    rest of a body that was refused, and its sender does not hear what became of it. That holds by
+    construction: whatever ends a connection calls `hear_no_more` before its first checkpoint, what
+    was read ahead is dropped there, and what is read later (closing takes a turn) in `_note`.
+
     Attributes:
         dates: the server's.
+        over: whether we have ended it.
     """
 
     def __init__(self, server: HypercornServer, stream: trio.SocketStream) -> None:
@@ -142,6 +158,7 @@ class _Connection(TCPServer):
         super().__init__(ASGIWrapper(app), server.config, server.context, {}, plain)
         self.dates = server.dates
         self._plain_app = server.app
+        self.over = False
         self._wire = CountedStream(stream)
         self._idle = IdleTimer(server.config.keep_alive_timeout, server.context.terminated)
         self._ends: tuple[End, End] = (None, None)
@@ -175,6 +192,7 @@ class _Connection(TCPServer):
 
     def _protocol(self, client: End, server: End) -> Any:
         return _Http1(
+            self,
             self.app,
             self.config,
             self.context,
@@ -221,10 +239,25 @@ class _Connection(TCPServer):
             self._break()
 
     def _note(self, data: bytes) -> None:
+        if self._ended:
+            return  # it was read while the connection was ended
         if data:
             self._ahead = self._ahead + data if self._ahead else data
         else:
             self._end()
+
+    def hear_no_more(self) -> None:
+        """Ends what is taken for requests; idempotent."""
+        self.over = self._ended = True
+        self._ahead = b""
+
+    async def _close(self) -> None:
+        self.hear_no_more()
+        await super()._close()
+
+    async def _initiate_server_close(self) -> None:
+        self.hear_no_more()
+        await super()._initiate_server_close()
 
     def _break(self) -> None:
         self._ahead = b""  # there is nobody to answer it to
@@ -300,7 +333,6 @@ class _Connection(TCPServer):
         if goes_on and (self._ahead or not self._ended):
             self._idle.resume()
         else:
-            self._ahead = b""
             await self._close()
         self.look()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +190,21 @@ async def test_the_body_of_a_stranger_is_not_read(place: Place) -> None:
     start = trio.current_time()
     assert statuses(await read_all(stream)) == [404]
     assert trio.current_time() - start < 5
+
+
+async def test_the_body_of_a_web_pages_request_is_not_taken_for_requests(place: Place) -> None:
+    """A page may send any body to anywhere, and this one looks like an agent's requests."""
+    body = msgspec.json.encode(initialize())
+    inner = head(None, f"content-length: {len(body)}") + body
+    outer = head(None, "origin: http://evil.example", f"content-length: {1000 * len(inner)}")
+    for _ in range(30):
+        stream = await place.send(outer)
+        with suppress(trio.BrokenResourceError):
+            for _ in range(20):
+                await stream.send_all(inner)
+        assert statuses((await read_all(stream)).removesuffix(b" (reset)")) == [403]
+        await wait_all_tasks_blocked()
+        assert len(place.bench.router.agents) == 0
 
 
 @pytest.mark.parametrize("part", [b"", b" " * 999])

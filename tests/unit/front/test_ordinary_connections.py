@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -312,6 +313,78 @@ async def test_who_is_answered_before_its_request_was_whole_is_not_heard_any_mor
         assert statuses(await read_all(client)) == [413]
         assert trio.current_time() < 1
     assert seen == [b"/mcp"]
+
+
+async def _deaf(outer: bytes, app: Serve) -> list[bytes]:
+    """What is taken for requests if one starts anew whenever the reader may look."""
+    seen: list[bytes] = []
+
+    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["raw_path"])
+        await app(scope, receive, send)
+
+    async with served(watched) as (_, client):
+        with suppress(trio.BrokenResourceError):
+            await client.send_all(outer)
+            for _ in range(30):
+                await client.send_all(request("POST /inner HTTP/1.1", body=b"{}"))
+        await read_all(client)
+    return seen
+
+
+@pytest.mark.parametrize("framing", ["content-length: 100000", CHUNKED])
+async def test_the_rest_of_a_body_that_was_refused_is_nobodys_request(framing: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, status=403)
+
+    for _ in range(20):
+        assert await _deaf(request("POST /outer HTTP/1.1", framing), app) == [b"/outer"]
+
+
+@pytest.mark.parametrize("following", [b"POST /inner HTTP/1.1", b"PUT /inner HTTP/1.1"])
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("stops", [False, True])
+async def test_what_comes_behind_the_last_response_is_not_taken(
+    following: bytes, *, whole: bool, stops: bool
+) -> None:
+    seen: list[bytes] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["raw_path"])
+        if stops:
+            await server.stop()
+        os.write(client.socket.fileno(), following + b"\r\nhost: localhost\r\n\r\n")
+        more = {} if stops else {"connection": "close"}
+        await respond(send, **more)
+
+    length = "content-length: 0" if whole else "content-length: 100000"
+    for _ in range(20):
+        async with served(app) as (server, client):
+            await client.send_all(request("POST /outer HTTP/1.1", length))
+            assert statuses((await read_all(client)).removesuffix(b" (reset)")) == [200]
+    assert seen == [b"/outer"] * 20
+
+
+@pytest.mark.parametrize("unusual", [False, True])
+async def test_a_request_that_was_read_ahead_has_no_turn_once_a_stop_ended_its_connection(
+    *, unusual: bool
+) -> None:
+    """Between two requests a connection is idle, and a stop may come just then."""
+    asked = request("PUT / HTTP/1.1" if unusual else "GET / HTTP/1.1")
+    for _ in range(30):
+        seen = 0
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            nonlocal seen
+            seen += 1
+            await trio.testing.wait_all_tasks_blocked(0.001)
+            await respond(send)
+            await server.stop()
+
+        async with served(app) as (server, client):
+            await client.send_all(asked * 2)
+            answers = statuses((await read_all(client)).removesuffix(b" (reset)"))
+        assert len(answers) == seen
 
 
 async def test_who_has_ended_is_let_go_of_with_its_response(autojump_clock: MockClock) -> None:
