@@ -253,7 +253,8 @@ class _Connection(TCPServer):
 
     async def _close(self) -> None:
         self.hear_no_more()
-        await super()._close()
+        with trio.CancelScope(shield=True):  # closing waits for nothing
+            await super()._close()
 
     async def _initiate_server_close(self) -> None:
         self.hear_no_more()

@@ -284,6 +284,21 @@ async def test_an_application_that_does_not_answer_gets_an_error_answered(app: S
     assert statuses(answer) == [500]
 
 
+async def test_a_last_response_whose_sender_is_cancelled_ends_the_connection() -> None:
+    sending = trio.CancelScope()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        with sending:
+            await respond(send, BIG, connection="close")
+
+    async with served(app) as (_, client):
+        await client.send_all(request())
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        sending.cancel()
+        with trio.fail_after(5):
+            assert (await read_all(client)).endswith(b"\r\n\r\n" + BIG)
+
+
 async def test_a_response_that_is_not_ended_is_cut_off() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
