@@ -282,6 +282,8 @@ class _Connection(TCPServer):
     async def _take(self, data: bytes) -> None:
         if self._ordinary is not None:
             self._ahead = self._ordinary.feed(data)
+            if self._ended:
+                self._end()  # it may be whole only now
         elif not self._others_turn and (found := take_ordinary(data)) is not None:
             self._idle.pause()
             self._ordinary = Ordinary(self, found[0])

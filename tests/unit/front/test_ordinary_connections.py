@@ -154,6 +154,29 @@ async def test_an_agent_that_leaves_is_noticed_behind_requests_that_wait(
         assert len(left) == 1
 
 
+async def test_who_leaves_is_noticed_although_its_body_waited_to_be_taken() -> None:
+    go = trio.Event()
+    told = trio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await go.wait()
+        assert await take_body(receive) == b"x" * 12
+        assert (await receive())["type"] == "http.disconnect"
+        told.set()
+
+    async with served(app) as (_, client):
+        await client.send_all(request(POST, "content-length: 12"))
+        for _ in range(12):
+            await trio.testing.wait_all_tasks_blocked(0.005)
+            await client.send_all(b"x")
+        await trio.testing.wait_all_tasks_blocked(0.005)
+        await client.send_eof()
+        await trio.testing.wait_all_tasks_blocked(0.005)
+        go.set()
+        with trio.fail_after(5):
+            await told.wait()
+
+
 async def test_what_was_asked_before_the_end_is_answered(autojump_clock: MockClock) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await take_body(receive)
