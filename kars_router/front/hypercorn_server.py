@@ -316,18 +316,21 @@ class _Connection(TCPServer):
     async def write(self, parts: list[bytes]) -> None:
         """As for `ordinary.Carrier`."""
         try:
-            for part in parts:
+            for at, part in enumerate(parts):
                 sent = 0 if self.send_lock.locked() else self._wire.send_now(part)
                 if sent < len(part):
-                    await self._write_slowly(memoryview(part)[sent:])
+                    # All that belongs together: another task's might come in between.
+                    await self._write_slowly(memoryview(part)[sent:], *parts[at + 1 :])
+                    break
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._break()
 
-    async def _write_slowly(self, rest: memoryview) -> None:
+    async def _write_slowly(self, *rest: bytes | memoryview) -> None:
         # Ended by TCP_USER_TIMEOUT, or by whoever closes the stream.
         with trio.CancelScope(shield=True):
             async with self.send_lock:
-                await self.stream.send_all(rest)
+                for part in rest:
+                    await self.stream.send_all(part)
 
     async def finish(self, ordinary: Ordinary) -> None:
         """As for `ordinary.Carrier`."""

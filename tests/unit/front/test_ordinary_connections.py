@@ -280,6 +280,30 @@ async def test_parts_of_several_tasks_do_not_mix() -> None:
     assert got.partition(b"\r\n\r\n")[2] == b"a" * len(BIG) + b"b" * 20
 
 
+async def test_chunks_of_several_tasks_do_not_mix() -> None:
+    """A large one is three pieces: its length, itself and a line end."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        async with trio.open_nursery() as nursery:
+            for letter in (b"y", b"z"):
+                message = {"type": "http.response.body", "body": letter * len(BIG)}
+                nursery.start_soon(send, {**message, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with served(app) as (_, client):
+        await client.send_all(request())
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        got = b""
+        with trio.fail_after(10):
+            while not got.endswith(b"\r\n0\r\n\r\n"):
+                got += await client.receive_some()
+    size = b"%x" % len(BIG)
+    chunks = got.partition(b"\r\n\r\n")[2].split(b"\r\n")
+    assert sorted({*chunks}) == sorted([b"", b"0", size, BIG.replace(b"z", b"y"), BIG])
+    assert [len(chunk) for chunk in chunks[:4]] == [len(size), len(BIG)] * 2
+
+
 # How an exchange ends.
 
 
