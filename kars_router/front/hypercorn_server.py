@@ -108,6 +108,14 @@ class _Http1(H11Protocol):
         self._holding = False
         self._held = b""
 
+    async def handle(self, event: Event) -> None:
+        over = isinstance(event, Closed)
+        if over:
+            self._owner.hear_no_more()
+        await super().handle(event)
+        if over:
+            self._owner.let_reader_go()
+
     async def stream_send(self, event: Any) -> None:
         self._holding = isinstance(event, Response) and any(
             name == b"content-length" for name, _ in event.headers
@@ -144,8 +152,9 @@ class _Connection(TCPServer):
 
     Once we have ended a connection, nothing that comes on it is anybody's request: it may be the
     rest of a body that was refused, and its sender does not hear what became of it. That holds by
-    construction: whatever ends a connection calls `hear_no_more` before its first checkpoint, what
-    was read ahead is dropped there, and what is read later (closing takes a turn) in `_note`.
+    construction: both ways to end one, `_close` and telling hypercorn's protocol that it is closed,
+    begin with `hear_no_more`. What was read ahead is dropped there, what is read later (closing
+    takes a turn) in `_note`, and what that protocol has read ahead gets no turn.
 
     Attributes:
         dates: the server's.
@@ -171,6 +180,7 @@ class _Connection(TCPServer):
         # What has come and whose turn it is not yet.
         self._ahead = b""
         self._pause = trio.CancelScope()
+        self._handling = trio.CancelScope()
 
     async def run(self) -> None:
         sock = self.stream.socket
@@ -256,9 +266,12 @@ class _Connection(TCPServer):
         with trio.CancelScope(shield=True):  # closing waits for nothing
             await super()._close()
 
-    async def _initiate_server_close(self) -> None:
-        self.hear_no_more()
-        await super()._initiate_server_close()
+    def let_reader_go(self) -> None:
+        """Ends its wait for a turn, or for room, in hypercorn's protocol: neither comes any more.
+
+        To be called once that protocol knows of the end, which it may learn in the reader's task.
+        """
+        self._handling.cancel()
 
     def _break(self) -> None:
         self._ahead = b""  # there is nobody to answer it to
@@ -293,12 +306,17 @@ class _Connection(TCPServer):
             self._task_group.spawn(self._serve, self._ordinary)
         else:
             self._others_turn = True
-            await self.protocol.handle(RawData(data))
+            await self._handle(RawData(data))
+
+    async def _handle(self, event: Event) -> None:
+        with trio.CancelScope() as self._handling:
+            await self.protocol.handle(event)
 
     async def _left(self) -> None:
         if self._ordinary is None:
-            await self.protocol.handle(RawData(b""))
-            await self.protocol.handle(Closed())
+            if not self.over:
+                await self._handle(RawData(b""))
+            await self._handle(Closed())
         elif not self._ordinary.whole:
             await self._ordinary.refuse(400)
             self._ordinary.leave()

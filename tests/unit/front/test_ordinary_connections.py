@@ -346,6 +346,39 @@ async def test_a_last_response_whose_sender_is_cancelled_ends_the_connection() -
             assert (await read_all(client)).endswith(b"\r\n\r\n" + BIG)
 
 
+@pytest.mark.parametrize("how", ["leaves", "fails", "stops", "closes"])
+async def test_a_request_that_hypercorn_has_read_ahead_does_not_keep_its_connection(
+    how: str,
+) -> None:
+    asked = trio.Event()
+    seen = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal seen
+        seen += 1
+        await take_body(receive)
+        close = [(b"connection", b"close")] if how == "closes" else []
+        await send({"type": "http.response.start", "status": 200, "headers": close})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        await asked.wait()
+        if how == "fails":
+            raise ValueError("as it does")
+        if how == "stops":
+            await server.stop()
+        for more in (True, True, False):
+            await send({"type": "http.response.body", "body": b"more", "more_body": more})
+
+    async with served(app) as (server, client):
+        await client.send_all((request(POST, CHUNKED) + b"2\r\n{}\r\n0\r\n\r\n") * 2)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        if how == "leaves":
+            await client.aclose()
+        asked.set()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert not server.streams
+    assert seen == 1
+
+
 async def test_a_response_that_is_not_ended_is_cut_off() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
