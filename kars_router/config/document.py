@@ -81,7 +81,11 @@ def write_document(data: Mapping[str, Any]) -> str:
 
 
 def _parse_json(text: str) -> object:
-    """The data, if the text is JSON that YAML reads alike and nothing in it has to be reported."""
+    """The data, if the text is JSON, YAML does not read other data, and there is nothing to report.
+
+    Two kinds of text are taken here that YAML refuses: with a tab before the first token, and with
+    a key of more than about 1,000 characters.
+    """
     if _AMBIGUOUS.search(text):
         return None
     try:
