@@ -16,7 +16,7 @@ import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol.events import Response
+from hypercorn.protocol.events import Response, StreamClosed
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from kars_router.front.listen import AsgiApp
 
 _ENDLESS_REQUESTS: Final = 2**62
+# How long an application's queue may be full that is to be told that its exchange is over.
+_TELL_SECONDS: Final = 1.0
 # What is read ahead of requests behind the one that is being answered.
 _AHEAD: Final = 64 * 1024
 
@@ -120,7 +122,18 @@ class _Http1(H11Protocol):
         self._holding = isinstance(event, Response) and any(
             name == b"content-length" for name, _ in event.headers
         )
-        await super().stream_send(event)
+        if isinstance(event, StreamClosed):
+            await self._finish(event)
+        else:
+            await super().stream_send(event)
+
+    async def _finish(self, event: Any) -> None:
+        # Whoever finishes may be cancelled, and is told of the end first, through a queue that
+        # may be full of a body that nobody takes.
+        with trio.move_on_after(_TELL_SECONDS, shield=True) as telling:
+            await super().stream_send(event)
+        if telling.cancelled_caught:
+            await self.send(Closed())
 
     async def _collect(self, event: Event) -> None:
         if isinstance(event, RawData):

@@ -36,8 +36,11 @@ UNUSUAL = b"\r\nconnection: te\r\n\r\n"
             hypercorn.config.Config,
             ["keep_alive_timeout", "keep_alive_max_requests", "include_server_header", "log"],
         ),
-        (hypercorn.protocol.h11.H11Protocol, ["handle", "stream_send", "_check_protocol"]),
-        (hypercorn.protocol.events, ["Response"]),
+        (
+            hypercorn.protocol.h11.H11Protocol,
+            ["handle", "stream_send", "_check_protocol", "_create_stream"],
+        ),
+        (hypercorn.protocol.events, ["Response", "StreamClosed"]),
         (h11.Connection, ["trailing_data"]),
         (hypercorn.trio.task_group.TaskGroup, ["spawn", "spawn_app", "__aenter__", "__aexit__"]),
         (

@@ -379,6 +379,32 @@ async def test_a_request_that_hypercorn_has_read_ahead_does_not_keep_its_connect
     assert seen == 1
 
 
+@pytest.mark.parametrize("how", ["answers", "fails", "is cancelled"])
+@pytest.mark.parametrize("pieces", [1, 11])
+async def test_a_body_that_nobody_takes_does_not_keep_hypercorns_connection(
+    how: str, pieces: int, autojump_clock: MockClock
+) -> None:
+    """Its tenth piece waits with the application, the eleventh with the reader."""
+    sending = trio.CancelScope()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await trio.sleep(1)
+        if how == "fails":
+            raise ValueError("as it does")
+        with sending:
+            await respond(send, BIG if how == "is cancelled" else b"", status=413)
+
+    with trio.fail_after(20):
+        async with served(app) as (server, client):
+            await client.send_all(request(POST, CHUNKED) + b"1\r\na\r\n" * pieces)
+            await trio.sleep(2)
+            sending.cancel()
+            status = 500 if how == "fails" else 413
+            assert statuses((await read_all(client)).removesuffix(b" (reset)")) == [status]
+            await trio.sleep(2)
+            assert not server.streams
+
+
 async def test_a_response_that_is_not_ended_is_cut_off() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
