@@ -142,10 +142,15 @@ async def open_rig(url: str) -> AsyncIterator[Rig]:
     verdict = Verdict(None)
     agent = Agent(answers={"elicitation/create": NAME}, log_level="debug")
     with trio.fail_after(60):
-        async with open_by_era(verdict, handshake=handshake, stateless=stateless) as session:
+        async with (
+            open_by_era(verdict, handshake=handshake, stateless=stateless) as session,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(session.hold, lambda: None, 0.0)
             with trio.fail_after(5):
                 await session.settled.wait()
             yield Rig(session, verdict.current, agent, notices)
+            nursery.cancel_scope.cancel()
     await transport.aclose()
 
 
