@@ -75,7 +75,7 @@ with loading(without=_WITHOUT, later=_LATER):
     "--listener",
     type=click.Choice([choice.value for choice in Listener]),
     help="What speaks HTTP at both: hypercorn (the default), or lean, which is plain HTTP/1.1 for "
-    "neighbours and costs much less.",
+    "neighbours and costs less.",
 )
 def command(
     *,
