@@ -475,8 +475,10 @@ async def test_what_comes_behind_the_last_response_is_not_taken(
         if stops:
             await server.stop()
         os.write(client.socket.fileno(), following + b"\r\nhost: localhost\r\n\r\n")
-        more = {} if stops else {"connection": "close"}
-        await respond(send, **more)
+        if stops:
+            await respond(send)
+        else:
+            await respond(send, connection="close")
 
     length = "content-length: 0" if whole else "content-length: 100000"
     for _ in range(20):
