@@ -27,7 +27,7 @@ _LISTENER: Final = (
     *("front/ordinary", "front/idle", "front/http_scope"),
 )
 # The sockets of both sides; whose work they do is their caller's.
-_SHARED: Final = ("transports/http_streams", "cli/")
+_SHARED: Final = ("transports/counted_stream", "cli/")
 _OURS: Final = ("kars_router/", "httpx/", "msgspec", "structlog", "prometheus_client", "bench/")
 PARTS: Final = ("listener", "router", "scheduler")
 

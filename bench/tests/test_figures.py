@@ -125,7 +125,7 @@ def test_a_slope_is_that_of_the_second_half() -> None:
     assert slope(memory, 1000) == pytest.approx(0.001 * 2**20)
 
 
-SOCKET = "b (kars_router/transports/http_streams.py:1)"
+SOCKET = "b (kars_router/transports/counted_stream.py:1)"
 
 
 @pytest.mark.parametrize(

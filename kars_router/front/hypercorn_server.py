@@ -30,7 +30,7 @@ from kars_router.front.idle import IdleTimer
 from kars_router.front.lean_response import Dates
 from kars_router.front.ordinary import Ordinary, take_ordinary
 from kars_router.telemetry import server_logger
-from kars_router.transports.http_streams import CountedStream
+from kars_router.transports.counted_stream import CountedStream
 
 if TYPE_CHECKING:
     from kars_router.front.listen import AsgiApp

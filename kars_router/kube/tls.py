@@ -17,8 +17,9 @@ from attrs import define, field
 from kars_router.errors import UndeterminedError
 from kars_router.kube.connection import Connection
 from kars_router.kube.credentials import Certificate
+from kars_router.transports.counted_stream import CountedStream
 from kars_router.transports.dial import guard_for
-from kars_router.transports.http_streams import CountedStream, Opener, open_stream
+from kars_router.transports.http_streams import Opener, open_stream
 
 # Who names an API server in a kubeconfig trusts it, wherever it is.
 _ANYWHERE: Final = ("0.0.0.0/0", "::/0")

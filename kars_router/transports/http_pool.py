@@ -18,7 +18,8 @@ from typing import Final, Protocol
 import trio
 from attrs import define, frozen
 
-from kars_router.transports.http_streams import CountedStream, is_stale
+from kars_router.transports.counted_stream import CountedStream
+from kars_router.transports.http_streams import is_stale
 
 _CLOSE_SECONDS: Final = 1.0
 _LOOKS: Final = 4

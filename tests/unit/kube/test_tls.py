@@ -21,7 +21,7 @@ from kars_router.kube import Connection, UnreachableError, open_kube
 from kars_router.kube.credentials import Certificate, Fixed
 from kars_router.kube.resources import PODS
 from kars_router.kube.tls import opener
-from kars_router.transports.http_streams import CountedStream
+from kars_router.transports.counted_stream import CountedStream
 
 
 @pytest.fixture

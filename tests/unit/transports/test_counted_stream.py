@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 import trio
 
-from kars_router.transports.http_streams import CountedStream
+from kars_router.transports.counted_stream import CountedStream
 
 
 async def counted_pair() -> tuple[CountedStream, CountedStream]:

@@ -20,8 +20,9 @@ from http_kit import Authority, Peer, answer_all, assert_clean, build, fetch, ok
 from hypercorn.config import Config
 
 from kars_router.transports.client import new_client
+from kars_router.transports.counted_stream import CountedStream
 from kars_router.transports.http import EXTENSION, Exchange, TrioTransport
-from kars_router.transports.http_streams import CountedStream, is_stale
+from kars_router.transports.http_streams import is_stale
 
 
 @pytest.fixture(scope="module")

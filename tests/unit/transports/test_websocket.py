@@ -19,8 +19,8 @@ from kars_router._version import __version__
 from kars_router.errors import CallFailed, UserError
 from kars_router.model import Failure, Phase, Sent
 from kars_router.transports.base import Delivery, Position
+from kars_router.transports.counted_stream import CountedStream
 from kars_router.transports.http import trusting
-from kars_router.transports.http_streams import CountedStream
 from kars_router.transports.websocket import WebSocket
 
 SECONDS = 10
