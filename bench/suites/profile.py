@@ -24,7 +24,7 @@ _RATE: Final = 250  # samples a second
 # streams and the standard library, is theirs.
 _LISTENER: Final = (
     *("hypercorn/", "h11/", "front/listen", "front/lean", "front/hypercorn"),
-    *("front/ordinary", "front/idle", "front/http_scope"),
+    *("front/ordinary", "front/idle", "front/http_"),
 )
 # The sockets of both sides; whose work they do is their caller's.
 _SHARED: Final = ("transports/counted_stream", "cli/")

@@ -11,7 +11,7 @@ from collections.abc import MutableMapping
 from typing import Any
 from urllib.parse import unquote
 
-from kars_router.front.lean_parser import Head
+from kars_router.front.http_request import Head
 
 End = tuple[str, int] | None
 

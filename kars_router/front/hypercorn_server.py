@@ -1,6 +1,7 @@
-"""The connections of an address, served with hypercorn's protocol classes.
+"""The connections of an address, served with hypercorn's protocol classes where those are needed.
 
-Owns hypercorn's settings and what of hypercorn is overridden. Must not know what is served.
+Owns hypercorn's settings, what of hypercorn is overridden, and whose turn it is on a connection.
+Must not know what is served.
 
 hypercorn's own server leaves two things open that matter to a router. It sends under a shield, so a
 peer that stopped reading holds a shutdown up for as long as it likes. And it keeps connections that
@@ -25,9 +26,9 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
 from kars_router.front.exchange import BODY_AT_HAND
+from kars_router.front.http_response import Dates
 from kars_router.front.http_scope import End, http_scope
 from kars_router.front.idle import IdleTimer
-from kars_router.front.lean_response import Dates
 from kars_router.front.ordinary import Ordinary, take_ordinary
 from kars_router.telemetry import server_logger
 from kars_router.transports.counted_stream import CountedStream

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from kars_router.front.exchange import BODY_AT_HAND
+from kars_router.front.http_request import BadRequestError, Head, take_head
+from kars_router.front.http_response import Dates, refusal
 from kars_router.front.http_scope import End, http_scope
 from kars_router.front.lean_cycle import Cycle
-from kars_router.front.lean_parser import BadRequestError, Head, take_head
-from kars_router.front.lean_response import Dates, refusal
 from kars_router.telemetry import server_logger
 
 if TYPE_CHECKING:

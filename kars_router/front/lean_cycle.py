@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from kars_router.front.lean_parser import BadRequestError, ChunkedBody, Head, SizedBody
-from kars_router.front.lean_response import CONTINUE, Response, ResponseError, refusal
+from kars_router.front.http_request import BadRequestError, ChunkedBody, Head, SizedBody
+from kars_router.front.http_response import CONTINUE, Response, ResponseError, refusal
 
 if TYPE_CHECKING:
     from kars_router.front.lean import Connection

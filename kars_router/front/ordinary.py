@@ -17,8 +17,8 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from kars_router.front.lean_parser import BadRequestError, Head, take_head
-from kars_router.front.lean_response import Dates, Response, ResponseError, refusal
+from kars_router.front.http_request import BadRequestError, Head, take_head
+from kars_router.front.http_response import Dates, Response, ResponseError, refusal
 
 _BEGINNINGS: Final = (b"POST /", b"GET /", b"DELETE /")
 # What makes a request, or what comes after it, something else than it seems to be.

@@ -18,7 +18,7 @@ from attrs import Factory, define
 
 from kars_router.config.addresses import Address
 from kars_router.config.schema import Listener
-from kars_router.front import lean, lean_parser, listen
+from kars_router.front import http_request, lean, listen
 from kars_router.front.exchange import Receive, Scope, Send
 
 GET = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
@@ -296,7 +296,7 @@ async def test_an_application_that_breaks_ends_its_request_only() -> None:
 
 async def test_a_connection_that_breaks_ends_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     original = hypercorn.protocol.h11.H11Protocol.handle
-    take_head = lean_parser.take_head
+    take_head = http_request.take_head
 
     async def handle(self: Any, event: Any) -> None:
         if getattr(event, "data", b"").startswith(b"BREAK"):

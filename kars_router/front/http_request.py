@@ -15,7 +15,7 @@ from typing import Final
 
 import httptools
 
-# As h11's, which is what agents meet with the default listener.
+# As h11's, which reads on the default listener what is not ordinary.
 HEAD_LIMIT: Final = 16 * 1024
 _TRAILER_LIMIT: Final = 16 * 1024
 _CHUNK_LINE_LIMIT: Final = 256

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kars_router.front.lean_parser import (
+from kars_router.front.http_request import (
     HEAD_LIMIT,
     BadRequestError,
     ChunkedBody,
