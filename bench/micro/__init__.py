@@ -1,1 +1,1 @@
-"""Small measurements without processes or sockets, which decisions cite; each is a script."""
+"""Small measurements that the documentation cites; each is a script, most without processes."""

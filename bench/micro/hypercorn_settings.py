@@ -25,6 +25,7 @@ import trio
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.processes import cores, start
+from kars_router.front.exchange import accept_lifespan
 
 SECONDS = 2
 BODY = '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x","arguments":{}}}'
@@ -55,11 +56,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 async def echo(scope: Any, receive: Any, send: Any) -> None:
     """Answers with what it was sent."""
     if scope["type"] == "lifespan":
-        while True:
-            kind = (await receive())["type"]
-            await send({"type": f"{kind}.complete"})
-            if kind == "lifespan.shutdown":
-                return
+        await accept_lifespan(receive, send)
+        return
     body, more = b"", True
     while more:
         message = await receive()

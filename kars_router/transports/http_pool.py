@@ -152,9 +152,10 @@ class Pool:
     async def take_idle(self, lease: Lease) -> bool:
         """Take the idle connection that was used last and is alive; False if there is none.
 
-        Cancelled in the middle, the lease holds a connection in doubt, to be released as usual.
+        For where `take_now` has found none. Cancelled in the middle, the lease holds a connection
+        in doubt, to be released as usual.
         """
-        while not self.take_now(lease) and self._idle:
+        while self._idle:
             connection = lease.connection = self._idle.pop()
             self._in_use.add(connection)
             if not await is_stale(connection.stream):

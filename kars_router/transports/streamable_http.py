@@ -8,10 +8,9 @@ Source: MCP 2025-11-25 "Transports / Streamable HTTP"; MCP 2026-07-28 "Streamabl
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Coroutine, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -52,12 +51,12 @@ _HANDSHAKE_ERA: Final = frozenset({None, "2024-11-05", *eras.HANDSHAKE_REVISIONS
 
 
 # The same for all sessions of a server, which may be many.
-@functools.lru_cache
+@lru_cache
 def _parsed(url: str) -> httpx.URL:
     return httpx.URL(url)
 
 
-@functools.lru_cache
+@lru_cache
 def _limits(connect_timeout: float) -> Mapping[str, float | None]:
     return {"connect": connect_timeout, "write": connect_timeout, "read": None, "pool": None}
 

@@ -35,6 +35,18 @@ async def take_body(receive: Receive) -> bytes:
             return body
 
 
+async def take_body_or_none(receive: Receive) -> bytes | None:
+    """The body; None if the peer left before all of it had come."""
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += bytes(message["body"])
+        if not message["more_body"]:
+            return body
+
+
 class Recorder:
     """An application that echoes, and remembers each request and each message that it got."""
 

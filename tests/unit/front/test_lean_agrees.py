@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from unit.front.lean_kit import read_all, request, respond, statuses
+from unit.front.lean_kit import read_all, request, respond, statuses, take_body_or_none
 
 from kars_router.config.addresses import Address
 from kars_router.config.schema import Listener
@@ -106,21 +106,14 @@ async def outcome(listener: Listener, data: bytes) -> tuple[list[int], list[Any]
     seen: list[Any] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        body = b""
         known = {**scope, "client": None, "server": None, "headers": [*scope["headers"]]}
         del known["extensions"]
         assert scope["client"] is not None
         assert scope["server"] is not None
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                seen.append((known, "disconnect"))
-                return
-            body += message["body"]
-            if not message["more_body"]:
-                break
-        seen.append((known, body))
-        await respond(send, b"ok")
+        body = await take_body_or_none(receive)
+        seen.append((known, "disconnect" if body is None else body))
+        if body is not None:
+            await respond(send, b"ok")
 
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:

@@ -14,7 +14,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
-from unit.front.lean_kit import read_all, request, respond, statuses
+from unit.front.lean_kit import read_all, request, respond, statuses, take_body_or_none
 from unit.front.test_ordinary import REQUESTS
 
 from kars_router.front.exchange import BODY_AT_HAND, Receive, Scope, Send
@@ -33,17 +33,10 @@ async def _outcome(pieces: list[bytes], *, plain: bool, at_hand: bool) -> Seen:
         taken = known["extensions"].pop(BODY_AT_HAND, None)
         body = taken() if taken is not None and at_hand else None
         if body is None:
-            body = b""
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    seen.append((known, "disconnect"))
-                    return
-                body += message["body"]
-                if not message["more_body"]:
-                    break
-        seen.append((known, body))
-        await respond(send, b"ok")
+            body = await take_body_or_none(receive)
+        seen.append((known, "disconnect" if body is None else body))
+        if body is not None:
+            await respond(send, b"ok")
 
     ours, theirs = trio.socket.socketpair()
     # The socket of a connection that plain hypercorn has given up stays open for the idle time.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -10,7 +12,7 @@ from trio.testing import MockClock
 from unit.session.upstream_kit import Rig, make_config, open_rig, with_settings
 
 from kars_router.model import CallOutcome, ToolCall
-from kars_router.service import open_router
+from kars_router.service import Router, open_router
 from kars_router.testing import Call, HeartbeatServer, Received, Reply, serve
 from kars_router.testing.replies import encode_event
 from kars_router.transports.connectors import HttpConnector
@@ -172,135 +174,123 @@ async def test_a_batch_of_requests_is_answered(autojump_clock: MockClock) -> Non
         await rig.server.wait_until(lambda: len(answers(rig)) == 2)
 
 
+@asynccontextmanager
+async def on_sockets(
+    behind: Callable[[Any], Any] = lambda app: app, *, ping_deadline: float, **settings: Any
+) -> AsyncIterator[tuple[HeartbeatServer, Router]]:
+    """A server that pings all the time, and a router of it, on real sockets and the real clock.
+
+    `behind` puts something before the server's application.
+    """
+    options = {"ping_interval": 0.02, "ping_deadline": ping_deadline}
+    with trio.fail_after(20):
+        async with HeartbeatServer.open(**options) as server, serve(behind(server.app)) as url:
+            config = make_config(with_settings(url=f"{url}/mcp", **settings))
+            async with open_router(config, serve=False) as router:
+                await router.supervisor.wait_tried(5)
+                yield server, router
+
+
 async def test_a_pong_never_waits_for_a_connection_behind_calls() -> None:
-    # Real sockets and the real clock: the transport's limits are what this is about.
+    # The transport's limits are what this is about.
     hold = trio.Event()
 
     async def wait(_: Call) -> dict[str, object]:
         await hold.wait()
         return {"content": []}
 
-    options = {"ping_interval": 0.02, "ping_deadline": 2.0}
-    with trio.fail_after(20):
-        async with HeartbeatServer.open(**options) as server, serve(server.app) as url:
-            server.add_tool("hold", wait)
-            config = make_config(with_settings(url=f"{url}/mcp", max_connections=2))
-            async with open_router(config, serve=False) as router, trio.open_nursery() as nursery:
-                await router.supervisor.wait_tried(5)
+    async def call(router: Router) -> None:
+        params = b'{"name":"hold","arguments":{}}'
+        ended = await router.supervisor.call(
+            ToolCall(agent="a", server="s", tool="hold", params=params)
+        )
+        assert ended.fate == "executed"
 
-                async def call() -> None:
-                    params = b'{"name":"hold","arguments":{}}'
-                    ended = await router.supervisor.call(
-                        ToolCall(agent="a", server="s", tool="hold", params=params)
-                    )
-                    assert ended.fate == "executed"
+    async with on_sockets(ping_deadline=2.0, max_connections=2) as (server, router):
+        server.add_tool("hold", wait)
+        async with trio.open_nursery() as nursery:
+            for _ in range(64):
+                nursery.start_soon(call, router)
+            await server.wait_until(lambda: len(server.happenings("pong")) >= 20)
+            session = router.supervisor.servers["s"].slots["a"].session
+            assert session is not None
+            assert session.in_flight == 64
+            assert len(server.requests("tools/call")) == 2
+            hold.set()
+        assert server.happenings("reaped") == []
+        assert len(server.requests("tools/call")) == 64
 
-                for _ in range(64):
-                    nursery.start_soon(call)
-                await server.wait_until(lambda: len(server.happenings("pong")) >= 20)
-                session = router.supervisor.servers["s"].slots["a"].session
-                assert session is not None
-                assert session.in_flight == 64
-                assert len(server.requests("tools/call")) == 2
-                hold.set()
-            assert server.happenings("reaped") == []
-            assert len(server.requests("tools/call")) == 64
+
+async def increment(router: Router, agent: str) -> CallOutcome:
+    return await router.supervisor.call(
+        ToolCall(agent=agent, server="s", tool="increment", params=b'{"name":"increment"}')
+    )
 
 
 async def test_a_pong_that_was_refused_is_noticed_when_its_connection_is_used() -> None:
-    # Real sockets: only there is a pong sent without waiting for what the server says.
-    options = {"ping_interval": 0.02, "ping_deadline": 60.0}
-    with trio.fail_after(20):
-        async with HeartbeatServer.open(**options) as server, serve(server.app) as url:
-            config = make_config(with_settings(url=f"{url}/mcp"))
-            async with open_router(config, serve=False) as router:
-                await router.supervisor.wait_tried(5)
-
-                async def call(agent: str) -> CallOutcome:
-                    params = b'{"name":"increment"}'
-                    return await router.supervisor.call(
-                        ToolCall(agent=agent, server="s", tool="increment", params=params)
-                    )
-
-                assert (await call("a")).reset is None
-                session = router.supervisor.servers["s"].slots["a"].session
-                assert session is not None
-                await server.wait_until(lambda: len(server.happenings("pong")) >= 3)
-                begun = len(server.log)
-                server.script = lambda r: Reply.text(404) if r.is_answer else None
-                await server.wait_until(
-                    lambda: any(
-                        r.is_answer and r.session == session.session_id for r in server.log[begun:]
-                    )
-                )
-                assert (await call("b")).fate == "executed"
-                await session.ended.wait()
-                assert session.loss_failure is not None
-                assert session.loss_failure.status == 404
-                assert session.loss_failure.method == ""
-                server.script = None
-                assert (await call("a")).reset is not None
+    async with on_sockets(ping_deadline=60.0) as (server, router):
+        assert (await increment(router, "a")).reset is None
+        session = router.supervisor.servers["s"].slots["a"].session
+        assert session is not None
+        await server.wait_until(lambda: len(server.happenings("pong")) >= 3)
+        begun = len(server.log)
+        server.script = lambda r: Reply.text(404) if r.is_answer else None
+        await server.wait_until(
+            lambda: any(r.is_answer and r.session == session.session_id for r in server.log[begun:])
+        )
+        assert (await increment(router, "b")).fate == "executed"
+        await session.ended.wait()
+        assert session.loss_failure is not None
+        assert session.loss_failure.status == 404
+        assert session.loss_failure.method == ""
+        server.script = None
+        assert (await increment(router, "a")).reset is not None
 
 
 async def test_pongs_share_a_connection_and_are_counted() -> None:
-    options = {"ping_interval": 0.02, "ping_deadline": 10.0}
-    with trio.fail_after(20):
-        async with HeartbeatServer.open(**options) as server, serve(server.app) as url:
-            config = make_config(with_settings(url=f"{url}/mcp"))
-            async with open_router(config, serve=False) as router:
-                await router.supervisor.wait_tried(5)
-                call = ToolCall(
-                    agent="a", server="s", tool="increment", params=b'{"name":"increment"}'
-                )
-                await router.supervisor.call(call)
-                runtime = router.supervisor.servers["s"]
-                session = runtime.slots["a"].session
-                assert session is not None
-                begun = len(server.happenings("pong"))
-                connector = runtime._connector
-                assert isinstance(connector, HttpConnector)
-                assert isinstance(connector.transport, TrioTransport)
-                opened = connector.transport.stats().opened_total
-                await server.wait_until(lambda: len(server.happenings("pong")) >= begun + 20)
-                assert connector.transport.stats().opened_total <= opened + 1
-                value = router.metrics.registry.get_sample_value
-                labels = {"server": "s", "outcome": "answered"}
-                answered = value("kars_pings_total", labels) or 0
-                observed = value("kars_pong_seconds_count", {"server": "s"}) or 0
-                # The responses to the latest were not looked at yet.
-                assert observed - 2 <= answered <= observed
-                assert observed >= session.pings
+    async with on_sockets(ping_deadline=10.0) as (server, router):
+        await increment(router, "a")
+        runtime = router.supervisor.servers["s"]
+        session = runtime.slots["a"].session
+        assert session is not None
+        begun = len(server.happenings("pong"))
+        connector = runtime._connector
+        assert isinstance(connector, HttpConnector)
+        assert isinstance(connector.transport, TrioTransport)
+        opened = connector.transport.stats().opened_total
+        await server.wait_until(lambda: len(server.happenings("pong")) >= begun + 20)
+        assert connector.transport.stats().opened_total <= opened + 1
+        value = router.metrics.registry.get_sample_value
+        labels = {"server": "s", "outcome": "answered"}
+        answered = value("kars_pings_total", labels) or 0
+        observed = value("kars_pong_seconds_count", {"server": "s"}) or 0
+        # The responses to the latest were not looked at yet.
+        assert observed - 2 <= answered <= observed
+        assert observed >= session.pings
 
 
 @pytest.mark.parametrize("status", [307, 308])
 async def test_pongs_reach_a_server_that_redirects(status: int) -> None:
     """As frameworks do between `/mcp` and `/mcp/`; a pong that nobody waits for ends there."""
-    options = {"ping_interval": 0.02, "ping_deadline": 5.0}
-    with trio.fail_after(20):
-        async with HeartbeatServer.open(**options) as server:
 
-            async def app(scope: Any, receive: Any, send: Any) -> None:
-                if scope["type"] != "http" or scope["path"] != "/mcp":
-                    await server.app(scope, receive, send)
-                    return
-                headers = [(b"location", b"/mcp/"), (b"content-length", b"0")]
-                await send({"type": "http.response.start", "status": status, "headers": headers})
-                await send({"type": "http.response.body", "body": b""})
+    def redirecting(server: Any) -> Any:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] != "http" or scope["path"] != "/mcp":
+                await server(scope, receive, send)
+                return
+            headers = [(b"location", b"/mcp/"), (b"content-length", b"0")]
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": b""})
 
-            async with serve(app) as url:
-                config = make_config(with_settings(url=f"{url}/mcp"))
-                async with open_router(config, serve=False) as router:
-                    await router.supervisor.wait_tried(5)
-                    call = ToolCall(
-                        agent="a", server="s", tool="increment", params=b'{"name":"increment"}'
-                    )
-                    assert (await router.supervisor.call(call)).fate == "executed"
-                    begun = len(server.happenings("pong"))
-                    await server.wait_until(
-                        lambda: (
-                            len(server.happenings("pong")) >= begun + 10
-                            or bool(server.happenings("reaped"))
-                        )
-                    )
-                    assert server.happenings("reaped") == []
-                    assert (await router.supervisor.call(call)).reset is None
+        return app
+
+    async with on_sockets(redirecting, ping_deadline=5.0) as (server, router):
+        assert (await increment(router, "a")).fate == "executed"
+        begun = len(server.happenings("pong"))
+        await server.wait_until(
+            lambda: (
+                len(server.happenings("pong")) >= begun + 10 or bool(server.happenings("reaped"))
+            )
+        )
+        assert server.happenings("reaped") == []
+        assert (await increment(router, "a")).reset is None
