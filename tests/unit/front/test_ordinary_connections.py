@@ -92,6 +92,18 @@ async def test_a_body_that_has_come_is_there_without_waiting() -> None:
     assert got == [(b"abcd", b""), (b"", b""), (None, b"abcd")]
 
 
+async def test_after_the_response_no_body_is_at_hand() -> None:
+    got: list[bytes | None] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, b"fine")
+        got.append(scope["extensions"][BODY_AT_HAND]())
+
+    async with served(app) as (_, client):
+        assert statuses(await ask(client, request(POST, body=b"abcd"))) == [200]
+    assert got == [None]
+
+
 async def test_after_a_body_that_was_at_hand_the_peer_can_be_watched() -> None:
     kinds: list[str] = []
 

@@ -74,6 +74,27 @@ async def test_the_level_is_set_before_the_call_and_again_after_a_loss(
         assert rig.server.requests("logging/setLevel")[-1].params == {"level": "debug"}
 
 
+async def test_a_call_waits_until_the_server_knows_of_a_changed_level(
+    autojump_clock: MockClock,
+) -> None:
+    async def slowly(call: Any) -> Any:
+        await trio.sleep(1)
+        return await nothing(call)
+
+    async with open_rig(
+        ping_interval=None,
+        capabilities={"logging": {}},
+        prepare=lambda server: server.add_method("logging/setLevel", slowly),
+    ) as rig:
+        port = present(rig)
+        await rig.call("increment")
+        begun = trio.current_time()
+        port.log_level = "debug"
+        rig.router.supervisor.set_log_level("a")
+        await rig.call("increment")
+        assert trio.current_time() >= begun + 1
+
+
 async def test_a_shared_session_gets_the_most_verbose_level(autojump_clock: MockClock) -> None:
     shared = with_settings(session_scope=SessionScope.SHARED)
     async with open_rig(

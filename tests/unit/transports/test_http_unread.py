@@ -170,6 +170,16 @@ async def test_a_refusal_is_handed_over_when_the_connection_is_wanted() -> None:
         assert reply.is_closed
 
 
+async def test_what_a_server_says_beside_accepting_is_handed_over() -> None:
+    script = Script(ok(b"{}"))
+    async with sender(script) as made:
+        assert made.send()
+        await script.wait_answered(1)
+        await made.use()
+        reply = await made.rest()
+        assert (reply.status, [chunk async for chunk in reply]) == (200, [b"{}"])
+
+
 @pytest.mark.parametrize("cut", range(1, len(ACCEPTED)))
 async def test_a_response_that_has_come_in_part_is_read_on(cut: int) -> None:
     rest = trio.Event()

@@ -4,19 +4,24 @@ import gzip
 from collections.abc import Callable, Mapping
 
 import httpx
+import msgspec
 import pytest
 import trio
 from attrs import evolve
+from http_kit import ok, scripted
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 from unit.transports.streamable_kit import ANSWER, CALL, STREAM, URL, open_wire
+from unit.transports.test_http_sockets import listening
 
 from kars_router.errors import CallFailed, UserError
 from kars_router.model import Phase, Sent
 from kars_router.testing import Fault, FaultPlan, Received, Reply
 from kars_router.transports.base import Delivery, Position
 from kars_router.transports.client import new_client
+from kars_router.transports.http import TrioTransport
 from kars_router.transports.streamable_http import StreamableHttp
+from kars_router.wire.jsonrpc import Message
 
 
 @pytest.mark.parametrize("reply", [Reply.json(ANSWER), Reply.events(ANSWER), Reply.json([ANSWER])])
@@ -196,6 +201,30 @@ async def test_a_json_answer_beyond_the_limit_is_a_failure() -> None:
     async with open_wire(Reply.json({**ANSWER, "x": "y" * 5000}), body_limit=1000) as wire:
         assert (await wire.refused()).failure.code == "too_large"
         assert wire.taken == []
+
+
+@pytest.mark.parametrize("size", [999, 1000, 1001])
+async def test_a_json_answer_that_came_with_its_head_is_held_to_the_limit(size: int) -> None:
+    body = msgspec.json.encode(ANSWER).ljust(size)
+    taken: list[Message] = []
+    async with listening(scripted(ok(body, headers=b"Content-Type: application/json\r\n"))) as port:
+        url = f"http://127.0.0.1:{port}/mcp"
+        async with TrioTransport(url) as transport:
+            connection = StreamableHttp(
+                new_client(transport),
+                url,
+                server="s",
+                deliver=lambda message, _: taken.append(message),
+                body_limit=1000,
+            )
+            sending = connection.send(CALL, method="tools/call", delivery=Delivery(), ident=b"7")
+            if size > 1000:
+                with pytest.raises(CallFailed) as caught:
+                    await sending
+                assert caught.value.failure.code == "too_large"
+            else:
+                await sending
+    assert len(taken) == (size <= 1000)
 
 
 async def test_an_event_beyond_the_limit_is_a_failure() -> None:
