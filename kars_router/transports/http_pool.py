@@ -168,7 +168,8 @@ class Pool:
     def take_now(self, lease: Lease) -> bool:
         """As `take_idle`, without waiting; it finds none where one cannot tell at once (TLS)."""
         self._sweep(trio.current_time())
-        self._reclaim()
+        if self._unread:
+            self._reclaim()
         while self._idle and lease.connection is None:
             plain = self._idle[-1].plain
             if plain is None:
