@@ -14,6 +14,7 @@ from unit.front.lean_kit import (
     BIG,
     Serve,
     read_all,
+    read_some,
     request,
     respond,
     statuses,
@@ -306,10 +307,8 @@ async def test_chunks_of_several_tasks_do_not_mix() -> None:
     async with served(app) as (_, client):
         await client.send_all(request())
         await trio.testing.wait_all_tasks_blocked(0.01)
-        got = b""
         with trio.fail_after(10):
-            while not got.endswith(b"\r\n0\r\n\r\n"):
-                got += await client.receive_some()
+            got = await read_some(client, b"\r\n0\r\n\r\n")
     size = b"%x" % len(BIG)
     chunks = got.partition(b"\r\n\r\n")[2].split(b"\r\n")
     assert sorted({*chunks}) == sorted([b"", b"0", size, BIG.replace(b"z", b"y"), BIG])
