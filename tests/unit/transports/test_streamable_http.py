@@ -349,7 +349,11 @@ async def test_an_answer_that_says_it_is_not_compressed_is_taken(encoding: str) 
         assert wire.answers == [b"{}"]
 
 
-@pytest.mark.parametrize("body", [gzip.compress(b"Session not found"), b"nothing to unpack"])
+@pytest.mark.parametrize(
+    "body",
+    [gzip.compress(b"Session not found", mtime=0), b"nothing to unpack"],
+    ids=["packed", "not packed"],
+)
 async def test_a_compressed_refusal_is_judged_by_its_status_and_never_unpacked(
     body: bytes,
 ) -> None:
