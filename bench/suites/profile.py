@@ -15,10 +15,10 @@ from bench.load import Outcome, load, open_sessions
 from bench.model import Figure, figures
 from bench.processes import BenchError, Program
 from bench.subjects import LIMIT, Subject, routers, running, upstream
+from bench.suites.calls import work_of
 
 SUITE = "profile"
-WORK = "16 connections"
-_CONNECTIONS: Final = 16
+_CONNECTIONS: Final = (1, 16)
 _RATE: Final = 250  # samples a second
 # The innermost frame of these decides whose work a sample is: what they call on the way, trio's
 # streams and the standard library, is theirs.
@@ -38,18 +38,25 @@ def run(context: Context) -> Iterator[Figure]:
     if spy is None:
         raise BenchError("py-spy is missing; pip install py-spy")
     subjects = [LIMIT, *routers(context.subjects)]
+    for connections in _CONNECTIONS:
+        yield from _work(context, subjects, spy, connections)
+
+
+def _work(
+    context: Context, subjects: list[Subject], spy: str, connections: int
+) -> Iterator[Figure]:
     costs: dict[str, list[float]] = {subject.name: [] for subject in subjects}
     shares: dict[str, list[Counter[str]]] = {subject.name: [] for subject in subjects}
     for number in range(context.rounds):
         for subject in subjects:
-            context.say(f"{SUITE}: {subject.name}")
-            raw = context.out / f"profile-{subject.name}.txt"
-            outcome = _round(context, subject, spy, raw)
+            context.say(f"{SUITE}: {subject.name}, {work_of(connections)}")
+            raw = context.out / f"profile-{subject.name}-{connections}.txt"
+            outcome = _round(context, subject, spy, raw, connections=connections)
             costs[subject.name].append(outcome.cpu / outcome.calls * 1e6)
             shares[subject.name].append(attribute(raw.read_text()))
             if number == 0:
-                graph = context.out / f"profile-{subject.name}.svg"
-                _round(context, subject, spy, graph, kind="flamegraph")
+                graph = raw.with_suffix(".svg")
+                _round(context, subject, spy, graph, connections=connections, kind="flamegraph")
     for subject in subjects:
         name = subject.name
         values = {("cpu per call", "us"): costs[name]}
@@ -61,7 +68,7 @@ def run(context: Context) -> Iterator[Figure]:
             pairs = zip(costs[name], shares[name], strict=True)
             without = [cost * rest(found) for cost, found in pairs]
             values["cpu per call without the listener", "us"] = without
-        yield from figures(SUITE, name, WORK, values)
+        yield from figures(SUITE, name, work_of(connections), values)
 
 
 def attribute(folded: str) -> Counter[str]:
@@ -92,12 +99,18 @@ def rest(found: Counter[str]) -> float:
 
 
 def _round(
-    context: Context, subject: Subject, spy: str, file: Path, *, kind: str = "raw"
+    context: Context,
+    subject: Subject,
+    spy: str,
+    file: Path,
+    *,
+    connections: int,
+    kind: str = "raw",
 ) -> Outcome:
     """Loads a router twice; the second time the spy looks on, which slows the router down."""
     seconds = max(context.seconds, 3.0)
     with upstream() as server, running(subject, server.port) as started:
-        sessions = open_sessions(started.port, subject.path, _CONNECTIONS)
+        sessions = open_sessions(started.port, subject.path, connections)
         outcome = _load(started, subject, sessions, seconds)
         command = [spy, "record", "--pid", str(started.process.pid), "--output", str(file)]
         command += ["--format", kind, "--rate", str(_RATE), "--duration", str(round(seconds))]
@@ -116,6 +129,6 @@ def _load(program: Program, subject: Subject, sessions: list[str], seconds: floa
         subject.path,
         sessions,
         tool="json_128",
-        connections=_CONNECTIONS,
+        connections=len(sessions),
         seconds=seconds,
     )

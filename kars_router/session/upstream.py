@@ -27,6 +27,7 @@ from kars_router.session.listener import Listener, ListenState
 from kars_router.session.options import SessionOptions
 from kars_router.session.pending import Pending
 from kars_router.session.questions import Questions
+from kars_router.session.runners import Runner, Runners
 from kars_router.session.wishes import Wishes
 from kars_router.telemetry import Metrics, log
 from kars_router.transports.base import Connection, Deliver
@@ -70,6 +71,7 @@ class UpstreamSession:
         self._notify = notify
         self._ids = itertools.count()
         self._pending: dict[bytes, Pending] = {}
+        self._runners = Runners()
         self._callers: dict[bytes, Caller] = {}
         self._checked: trio.Event | None = None
         self._idle = Signal()
@@ -157,22 +159,26 @@ class UpstreamSession:
         token = b""
         if caller is not None:
             params, token = progress.replace_token(params, ident)
-        pending = Pending(
-            ident,
-            method,
-            jsonrpc.request(ident, method, params),
-            token=token,
-            scope=trio.CancelScope(deadline=trio.current_time() + time_limit),
-        )
+        payload = jsonrpc.request(ident, method, params)
         if not self.alive:
+            pending = Pending(ident, method, payload, token=token)
             pending.fail(self._gone(Sent.NO), lost=True)
             return pending
+        runner = self._runners.take(time_limit)
+        if runner is None:
+            scope = trio.CancelScope(deadline=trio.current_time() + time_limit)
+        else:
+            scope = runner.scope
+        pending = Pending(ident, method, payload, token=token, scope=scope)
         self._pending[ident] = pending
         if caller is not None:
             self._callers[ident] = caller
         if method == "tools/call":
             self.calls += 1
-        self._nursery.start_soon(self._run, pending)
+        if runner is None:
+            self._nursery.start_soon(self._run, pending, scope)
+        else:
+            runner.give(pending)
         return pending
 
     async def request(self, method: str, params: bytes = b"", *, time_limit: float) -> bytes:
@@ -278,35 +284,42 @@ class UpstreamSession:
         if capabilities.has(self._options.capabilities, "roots"):
             self._answers.send(jsonrpc.notification("notifications/roots/list_changed"))
 
-    async def _run(self, pending: Pending) -> None:
-        scope = pending.scope
+    async def _run(self, current: Pending | None, scope: trio.CancelScope) -> None:
+        """Makes a request, and after that those which are given to this task while it rests."""
         failure: Failure | None = None
-        returned = False
         lost = True  # what is cut off while it is being judged ends with its session
         try:
             with scope:
-                if pending.method == "tools/call" and not (
-                    self.settled.is_set() and self._wishes.are_settled
-                ):
-                    await self._before_call()
-                    if not self.alive:
+                runner = Runner(scope)
+                while current is not None:
+                    if not await self._may_leave(current.method):
                         return  # it has not left, and can be made again
-                try:
-                    await self._connection.send(
-                        pending.payload,
-                        method=pending.method,
-                        delivery=pending.delivery,
-                        ident=pending.ident,
-                    )
-                except CallFailed as error:
-                    failure = error.failure
-                returned = True
-            if failure is not None and not pending.done:
-                lost = await self._judge(failure, pending.method)
+                    try:
+                        await self._connection.send(
+                            current.payload,
+                            method=current.method,
+                            delivery=current.delivery,
+                            ident=current.ident,
+                        )
+                    except CallFailed as error:
+                        if not current.done:
+                            failure = error.failure
+                            break
+                    self._finish(current, None, returned=True)
+                    current = None  # nothing of it is kept meanwhile
+                    current = await self._runners.rest(runner)
+            if failure is not None and current is not None:
+                lost = await self._judge(failure, current.method)
         finally:
             # Runs when the session's nursery is cancelled, too: nothing is left without an end.
-            timed_out = scope.cancelled_caught
-            self._finish(pending, failure, lost=lost, timed_out=timed_out, returned=returned)
+            if current is not None:
+                self._finish(current, failure, lost=lost, timed_out=scope.cancelled_caught)
+
+    async def _may_leave(self, method: str) -> bool:
+        if method != "tools/call" or (self.settled.is_set() and self._wishes.are_settled):
+            return True
+        await self._before_call()
+        return self.alive
 
     async def _before_call(self) -> None:
         if not self.settled.is_set():
@@ -356,9 +369,9 @@ class UpstreamSession:
         pending: Pending,
         failure: Failure | None,
         *,
-        lost: bool,
-        timed_out: bool,
-        returned: bool,
+        lost: bool = False,
+        timed_out: bool = False,
+        returned: bool = False,
     ) -> None:
         del self._pending[pending.ident]
         if self._callers.pop(pending.ident, None) is not None:
