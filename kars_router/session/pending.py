@@ -32,7 +32,8 @@ class Pending:
         cancelled: whether whoever made it has cancelled it.
         reason: why, as a JSON string, or empty.
         token: the progress token of whoever made it, as JSON, or empty.
-        scope: where it is being sent; its deadline is the time limit.
+        scope: where it is being sent; its deadline is the time limit. Others are sent there after
+            it has ended.
     """
 
     ident: bytes

@@ -6,7 +6,7 @@ of all that a small call costs the router. Must not know what is made.
 
 from __future__ import annotations
 
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import Final
 
 import trio
@@ -26,13 +26,15 @@ class Runner:
 
     Attributes:
         scope: where it makes them; cancelled, it makes no more.
+        due: the deadline that the scope was given, whatever the request has made of it.
         request: what it is to make next.
     """
 
-    __slots__ = ("_task", "request", "scope")
+    __slots__ = ("_task", "due", "request", "scope")
 
     def __init__(self, scope: trio.CancelScope) -> None:
         self.scope = scope
+        self.due = scope.deadline
         self.request: Pending | None = None
         self._task = trio.lowlevel.current_task()
 
@@ -41,6 +43,12 @@ class Runner:
         self.request = pending
         self._task.context = copy_context()
         trio.lowlevel.reschedule(self._task)
+
+    def forget(self) -> None:
+        """Keeps nothing of the request that it has made."""
+        self._task.context = Context()
+        if self.scope.deadline != self.due:
+            self.scope.deadline = self.due
 
 
 class Runners:
@@ -60,8 +68,8 @@ class Runners:
         runner = self._resting.pop()
         due = trio.current_time() + time_limit
         late = _LATE if time_limit >= _LONG else 0.0
-        if not due <= runner.scope.deadline <= due + late:
-            runner.scope.deadline = due + late
+        if not due <= runner.due <= due + late:
+            runner.scope.deadline = runner.due = due + late
         return runner
 
     async def rest(self, runner: Runner) -> Pending | None:
@@ -71,6 +79,7 @@ class Runners:
         """
         if len(self._resting) >= _MOST:
             return None
+        runner.forget()
         self._resting.append(runner)
 
         def leave(_: object) -> trio.lowlevel.Abort:

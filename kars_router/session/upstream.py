@@ -409,8 +409,11 @@ class UpstreamSession:
         pending = self._pending.get(message.id)
         if pending is None or not pending.resolve(message):
             self._drop("late_reply")
-        elif cause != message.id:
-            # Nothing else may end the stream on which it should have come.
+        elif cause != message.id and (
+            self._connection.correlates or pending.delivery.sent is not Sent.YES
+        ):
+            # Nothing else may end the stream on which it should have come, or the wait for its
+            # turn on a channel. Whatever has left over that ends with its answer.
             deadline = trio.current_time() + _LINGER_SECONDS
             pending.scope.deadline = min(pending.scope.deadline, deadline)
 

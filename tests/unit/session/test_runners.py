@@ -51,11 +51,16 @@ class Calls:
 
 
 @asynccontextmanager
-async def calls() -> AsyncIterator[Calls]:
-    """Calls are answered at once, or by what stands in `act`, each of which one takes."""
+async def calls(*, channel: bool = False) -> AsyncIterator[Calls]:
+    """Calls are answered at once, or by what stands in `act`, each of which one takes.
+
+    Over a channel, nothing says what a message belongs to.
+    """
     made: list[Calls] = []
 
     class Scripted(StreamableHttp):
+        correlates = not channel
+
         async def send(
             self,
             payload: bytes,
@@ -88,7 +93,7 @@ async def calls() -> AsyncIterator[Calls]:
             finally:
                 if act not in UNANSWERED:
                     answer = jsonrpc.parse(b'{"jsonrpc":"2.0","id":%b,"result":{}}' % ident)
-                    of.session.deliver(answer, ident)
+                    of.session.deliver(answer, b"" if channel else ident)
 
     def scripted(client: Client, deliver: Deliver) -> StreamableHttp:
         return Scripted(client, URL, server="s", deliver=deliver)
@@ -254,6 +259,81 @@ async def test_a_task_at_rest_keeps_nothing_of_what_it_made(autojump_clock: Mock
             gc.collect()
             assert gone() is None
         assert makers() == 1
+
+
+async def test_a_task_at_rest_keeps_nothing_of_who_made_the_call(
+    autojump_clock: MockClock,
+) -> None:
+    """What plugins put into the context may be large, or a secret."""
+
+    class Tenant:
+        pass
+
+    tenant: ContextVar[Tenant] = ContextVar("tenant")
+    seen: list[weakref.ref[Tenant]] = []
+
+    async def agent(of: Calls) -> None:
+        one = Tenant()
+        seen.append(weakref.ref(one))
+        tenant.set(one)
+        await of.submit().wait()
+
+    async with calls() as made:
+        for _ in range(2):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(agent, made)
+            await wait_all_tasks_blocked()
+        assert makers() == 1
+        gc.collect()
+        assert [ref() for ref in seen] == [None, None]
+
+
+async def test_a_call_that_ended_while_its_time_stood_still(autojump_clock: MockClock) -> None:
+    """A question that came with it may outlive it."""
+    async with calls() as made:
+        pendings: list[Pending] = []
+
+        async def ask() -> None:
+            pendings[0].pause()
+
+        made.act.append(ask)
+        pendings.append(made.submit())
+        await pendings[0].wait()
+        await wait_all_tasks_blocked()
+        assert makers() == 1
+        await trio.sleep(11)
+        assert makers() == 0
+
+
+@pytest.mark.parametrize(
+    ("channel", "sent", "goes_on"),
+    [
+        pytest.param(False, Sent.YES, True, id="the answer came on another stream"),
+        pytest.param(True, Sent.NO, True, id="the answer came before the message had its turn"),
+        pytest.param(True, Sent.YES, False, id="over a channel there is nothing else to come"),
+    ],
+)
+async def test_what_may_go_on_after_its_answer_is_given_a_second(
+    autojump_clock: MockClock, channel: bool, sent: Sent, goes_on: bool
+) -> None:
+    async with calls(channel=channel) as made:
+
+        async def answered() -> None:
+            [pending] = made.session._pending.values()
+            pending.delivery.sent = sent
+            answer = jsonrpc.parse(b'{"jsonrpc":"2.0","id":%b,"result":{}}' % pending.ident)
+            made.session.deliver(answer, b"")
+            left = pending.scope.deadline - trio.current_time()
+            assert left == 1.0 if goes_on else 100 <= left <= 100.5
+            if goes_on:
+                await trio.sleep_forever()
+
+        made.act.append(answered)
+        assert (await made.make(limit=100)).reply is not None
+        await trio.sleep(0.9)
+        assert makers() == 1
+        await trio.sleep(0.2)
+        assert makers() == (0 if goes_on else 1)
 
 
 async def test_a_session_that_is_closed_has_no_task_at_rest(autojump_clock: MockClock) -> None:
