@@ -2,7 +2,8 @@
 
 As the limit program, and beside it what a router of stateful sessions cannot do without: it reads
 the JSON-RPC envelopes, gives each call an id of its own, keeps agents' sessions apart, and has
-each call run in the nursery of its session, within a time limit. It has no policies, metrics,
+each call made in the nursery of its session, within a time limit, by a task that rests until the
+next one. It has no policies, metrics,
 catalogue, pings, event streams, authentication or limits, checks nothing, and nothing can go wrong.
 
     python least.py UPSTREAM_PORT [--port PORT]
@@ -23,6 +24,7 @@ import trio
 
 READ = 64 * 1024
 SECONDS = 60.0
+LATE = 0.5
 SESSION = b"mcp-session-id"
 
 
@@ -71,8 +73,17 @@ class Call:
         self.result = b""
 
 
+class Runner:
+    """A task that makes call after call."""
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        self.scope = scope
+        self.task = trio.lowlevel.current_task()
+        self.call: Call
+
+
 class Session:
-    """An agent's session: its nursery, its id at the server, and the connections that it keeps."""
+    """An agent's session: its nursery, its id at the server, what it keeps for the next call."""
 
     def __init__(self, port: int, nursery: trio.Nursery) -> None:
         self.port = port
@@ -80,6 +91,7 @@ class Session:
         self.ident = b""
         self.idents = count(1)
         self.idle: list[trio.SocketStream] = []
+        self.resting: list[Runner] = []
 
     async def call(self, body: bytes) -> tuple[Call, bytes]:
         """Makes a call; its answer, and the body of that for the agent."""
@@ -88,7 +100,7 @@ class Session:
         if mine:
             asked.id = msgspec.Raw(b"%d" % next(self.idents))
         call = Call(ENCODE(asked))
-        self.nursery.start_soon(self.run, call)
+        self.start(call)
         await call.over.wait()
         body = b""
         if call.result:
@@ -97,22 +109,48 @@ class Session:
             body = ENCODE(said)
         return call, body
 
+    def start(self, call: Call) -> None:
+        """Has a task of the session make a call."""
+        if not self.resting:
+            self.nursery.start_soon(self.run, call)
+            return
+        runner = self.resting.pop()
+        runner.call = call
+        due = trio.current_time() + SECONDS
+        if runner.scope.deadline < due:
+            runner.scope.deadline = due + LATE
+        trio.lowlevel.reschedule(runner.task)
+
     async def run(self, call: Call) -> None:
+        """Makes a call, and those that come while it rests."""
+        with trio.move_on_after(SECONDS) as scope:
+            runner = Runner(scope)
+
+            def leave(_: object) -> trio.lowlevel.Abort:
+                self.resting.remove(runner)
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            while True:
+                await self.make(call)
+                self.resting.append(runner)
+                await trio.lowlevel.wait_task_rescheduled(leave)
+                call = runner.call
+
+    async def make(self, call: Call) -> None:
         """Has the server answer a call."""
-        with trio.move_on_after(SECONDS):
-            server = self.idle.pop() if self.idle else await self.connect()
-            length = len(call.payload)
-            await server.send_all(
-                b"POST /mcp HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
-                b"accept: application/json, text/event-stream\r\nmcp-session-id: %b\r\n"
-                b"content-length: %d\r\n\r\n%b" % (self.ident, length, call.payload)
-            )
-            call.answer = answer = Message()
-            responses: Any = httptools.HttpResponseParser(answer)
-            while not answer.done:
-                responses.feed_data(await server.receive_some(READ))
-            call.result = b"".join(answer.parts)
-            self.idle.append(server)
+        server = self.idle.pop() if self.idle else await self.connect()
+        length = len(call.payload)
+        await server.send_all(
+            b"POST /mcp HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+            b"accept: application/json, text/event-stream\r\nmcp-session-id: %b\r\n"
+            b"content-length: %d\r\n\r\n%b" % (self.ident, length, call.payload)
+        )
+        call.answer = answer = Message()
+        responses: Any = httptools.HttpResponseParser(answer)
+        while not answer.done:
+            responses.feed_data(await server.receive_some(READ))
+        call.result = b"".join(answer.parts)
+        self.idle.append(server)
         call.over.set()
 
     async def connect(self) -> trio.SocketStream:
