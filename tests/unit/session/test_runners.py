@@ -280,7 +280,7 @@ async def test_a_task_at_rest_keeps_nothing_of_who_made_the_call(
 
     async with calls() as made:
         for _ in range(2):
-            async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as nursery:  # noqa: ASYNC112 - a context of its own
                 nursery.start_soon(agent, made)
             await wait_all_tasks_blocked()
         assert makers() == 1
