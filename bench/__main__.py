@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from bench import gate, plots, report
 from bench.bars import verdicts
 from bench.context import Context
 from bench.model import Figure, Figures
-from bench.processes import BenchError
+from bench.processes import BenchError, end_all
 from bench.subjects import OURS
 
 SUITES = ("calls", "sizes", "profile", "pongs", "idle", "start", "growth", "peers")
@@ -25,6 +28,8 @@ def main() -> int:
     Returns:
         1 if a suite failed, or if `--gate` was given and something has become worse; else 0.
     """
+    for sign in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sign, _end)
     asked = _arguments()
     asked.out.mkdir(parents=True, exist_ok=True)
     context = Context(
@@ -64,6 +69,10 @@ def main() -> int:
     return int(failed or bool(complaints))
 
 
+def _end(sign: int, _: FrameType | None) -> NoReturn:
+    sys.exit(128 + sign)  # by way of every block that ends what it has started
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--only", action="append", choices=SUITES, help="a suite; repeatable")
@@ -80,4 +89,7 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    finally:
+        end_all()  # also what was just being started when a signal came

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -140,6 +141,18 @@ def tree(pid: int) -> list[int]:
     for each in found:
         found += children.get(each, [])
     return found
+
+
+def end_all() -> None:
+    """Kills whatever this process has started, directly or not, and that is still there."""
+    mine = os.getpid()
+    for pid in tree(mine):
+        if pid != mine:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    with suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
 
 
 def _usage(pid: int) -> tuple[float, int, int, int]:
