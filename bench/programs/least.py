@@ -3,8 +3,8 @@
 As the limit program, and beside it what a router of stateful sessions cannot do without: it reads
 the JSON-RPC envelopes, gives each call an id of its own, keeps agents' sessions apart, and has
 each call made in the nursery of its session, within a time limit, by a task that rests until the
-next one. It has no policies, metrics,
-catalogue, pings, event streams, authentication or limits, checks nothing, and nothing can go wrong.
+next one. It has no policies, metrics, catalogue, pings, event streams, authentication or limits,
+checks nothing, and nothing can go wrong.
 
     python least.py UPSTREAM_PORT [--port PORT]
 

@@ -412,8 +412,8 @@ class UpstreamSession:
         elif cause != message.id and (
             self._connection.correlates or pending.delivery.sent is not Sent.YES
         ):
-            # Nothing else may end the stream on which it should have come, or the wait for its
-            # turn on a channel. Whatever has left over that ends with its answer.
+            # Nothing else may end the stream on which it should have come, or the wait of a request
+            # for its turn on a channel. One that has left over a channel ends with its answer.
             deadline = trio.current_time() + _LINGER_SECONDS
             pending.scope.deadline = min(pending.scope.deadline, deadline)
 

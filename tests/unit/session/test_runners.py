@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -23,7 +24,6 @@ from kars_router.session.pending import Pending
 from kars_router.session.upstream import UpstreamSession
 from kars_router.transports.base import Deliver, Delivery
 from kars_router.transports.client import Client
-from kars_router.transports.http_unread import Unread
 from kars_router.transports.streamable_http import StreamableHttp
 from kars_router.wire import jsonrpc
 
@@ -68,20 +68,10 @@ async def calls(*, channel: bool = False) -> AsyncIterator[Calls]:
             method: str,
             delivery: Delivery,
             ident: bytes = b"",
-            control: bool = False,
-            headers: Mapping[str, str] | None = None,
-            unread: Unread | None = None,
+            **more: Any,
         ) -> None:
             if method != "tools/call":
-                await super().send(
-                    payload,
-                    method=method,
-                    delivery=delivery,
-                    ident=ident,
-                    control=control,
-                    headers=headers,
-                    unread=unread,
-                )
+                await super().send(payload, method=method, delivery=delivery, ident=ident, **more)
                 return
             [of] = made
             of.tasks.append(trio.lowlevel.current_task())
