@@ -10,6 +10,7 @@ servers.
 
 from __future__ import annotations
 
+import functools
 from typing import Final
 
 from kars_router.errors import AgentError
@@ -34,7 +35,7 @@ from kars_router.front.guard import FORBIDDEN, Guard
 from kars_router.front.legacy import LegacyServer
 from kars_router.front.stateless import StatelessServer, claims
 from kars_router.session.supervisor import Supervisor
-from kars_router.wire import envelope, eras, jsonrpc
+from kars_router.wire import eras, jsonrpc
 from kars_router.wire.jsonrpc import MalformedError
 
 PATH: Final = "/mcp"
@@ -108,9 +109,9 @@ class AgentApp:
             return
         endpoint = self._endpoint(exchange.path)
         if exchange.method == "POST":
-            _check_post(exchange)
+            _check_post(exchange.header(b"accept"), exchange.header(b"content-type"))
             await self._post(exchange, endpoint)
-        elif envelope.claims(b"", exchange.header(VERSION_HEADER)):
+        elif eras.is_stateless(exchange.header(VERSION_HEADER)):
             await _refuse(exchange, 405, _error("this revision has POST only"), (_ALLOW_POST,))
         elif exchange.method == "GET":
             await self._get(exchange, endpoint)
@@ -125,7 +126,7 @@ class AgentApp:
         named = exchange.header(SESSION_HEADER)
         session: AgentSession | None = None
         stranger: AgentError | None = None
-        if named and not envelope.claims(b"", version):
+        if named and not eras.is_stateless(version):
             # Strangers' bodies take no room, unless it is the body that has to say whether the
             # session means anything: the stateless era ignores it.
             try:
@@ -169,15 +170,15 @@ class AgentApp:
         return name
 
 
-def _check_post(exchange: Exchange) -> None:
-    accept = exchange.header(b"accept")
+@functools.lru_cache(maxsize=64)  # agents keep sending the same few
+def _check_post(accept: str, content_type: str) -> None:
     if not (eras.accepts(accept, eras.JSON_TYPE) and eras.accepts(accept, eras.STREAM_TYPE)):
         raise AgentError(
             jsonrpc.INVALID_REQUEST,
             f"a POST must accept both {eras.JSON_TYPE} and {eras.STREAM_TYPE}",
             status=406,
         )
-    kind = exchange.header(b"content-type").partition(";")[0].strip().lower()
+    kind = content_type.partition(";")[0].strip().lower()
     if kind != eras.JSON_TYPE:
         raise AgentError(
             jsonrpc.INVALID_REQUEST, f"the content type must be {eras.JSON_TYPE}", status=415

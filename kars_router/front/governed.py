@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
-from attrs import evolve
+from msgspec.structs import replace
 
 from kars_router.front.callers import AgentCaller, Requester
 from kars_router.governance.runner import BeforeSend, Governance, new_call_id
@@ -118,7 +118,7 @@ async def perform(
             return CallOutcome(fate=Fate.NOT_EXECUTED, code="tool_gone", message=text)
         tool = request.call
         if tool is not None and params is not request.params:
-            tool = evolve(tool, params=params)
+            tool = replace(tool, params=params)
         sent = Request(
             agent=request.agent,
             server=request.server,

@@ -14,6 +14,7 @@ from typing import Final
 
 FORBIDDEN: Final = 403
 MISDIRECTED: Final = 421
+_REMEMBERED: Final = 64  # agents keep using the same few
 
 
 class Guard:
@@ -31,6 +32,7 @@ class Guard:
     def __init__(self, hosts: Iterable[str] = (), origins: Iterable[str] = ()) -> None:
         self._hosts = frozenset(hosts)
         self._origins = frozenset(origins)
+        self._judged = functools.lru_cache(maxsize=_REMEMBERED)(self._judge)
 
     def refuses(self, host: str, origin: str) -> int | None:
         """The HTTP status to refuse a request with, or None to let it pass.
@@ -39,6 +41,9 @@ class Guard:
             host: the Host header; "" if absent.
             origin: the Origin header; "" if absent, as it is from anything but a web page.
         """
+        return self._judged(host, origin)
+
+    def _judge(self, host: str, origin: str) -> int | None:
         host, origin = host.lower(), origin.lower()
         if origin and origin not in self._origins and not self._is_own(host, origin):
             return FORBIDDEN
@@ -69,7 +74,6 @@ def _without_port(host: str) -> str:
     return host.partition(":")[0]
 
 
-@functools.lru_cache(maxsize=64)  # agents keep using the same few
 def _is_loopback(name: str) -> bool:
     if name == "localhost":
         return True

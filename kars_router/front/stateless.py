@@ -51,7 +51,7 @@ def claims(version: str, body: bytes) -> bool:
         version: its MCP-Protocol-Version header; "" if it has none, or if only the body counts.
         body: its body.
     """
-    if envelope.claims(b"", version):
+    if eras.is_stateless(version):
         return True
     if b"protocolVersion" not in body and b"\\u" not in body:
         return False

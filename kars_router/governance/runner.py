@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import trio
 from attrs import define, evolve, field
+from msgspec.structs import replace
 
 from kars_router import policy
 from kars_router.barriers import GuardedGovernor, GuardedTransformer, TransformError
@@ -285,9 +286,9 @@ class Governance:
         try:
             if outcome.result is not None:
                 seen = _incoming(transformers, passage.call, outcome.result)
-                return outcome if seen is outcome.result else evolve(outcome, result=seen)
+                return outcome if seen is outcome.result else replace(outcome, result=seen)
             error = _incoming(transformers, passage.call, outcome.error or b"{}")
-            return evolve(outcome, error=error)
+            return replace(outcome, error=error)
         except TransformError:
             return self._withheld(
                 passage,

@@ -8,16 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable
 
+import msgspec
 import trio
-from attrs import define, field
+from msgspec import field
 
-from kars_router.model import Failure
+from kars_router.model import Discreet, Failure
 from kars_router.transports.base import Delivery
 from kars_router.wire.jsonrpc import Message
 
 
-@define(eq=False)
-class Pending:
+class Pending(Discreet, msgspec.Struct, eq=False):
     """A request to an upstream that has not ended yet.
 
     It ends exactly once: with the server's reply or with a failure, whichever comes first.
@@ -38,18 +38,20 @@ class Pending:
 
     ident: bytes
     method: str
-    payload: bytes = field(repr=False)
-    delivery: Delivery = field(factory=Delivery)
+    payload: bytes
+    delivery: Delivery = field(default_factory=Delivery)
     reply: Message | None = None
     failure: Failure | None = None
     lost: bool = False
     cancelled: bool = False
     reason: bytes = b""
     token: bytes = b""
-    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     _paused: int = 0
     _left: float = math.inf
-    _done: trio.Event = field(factory=trio.Event)
+    _done: trio.Event = field(default_factory=trio.Event)
+
+    unsaid = ("payload",)
 
     @property
     def done(self) -> bool:

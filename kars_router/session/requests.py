@@ -8,14 +8,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+import msgspec
 import trio
-from attrs import evolve, field, frozen
+from attrs import evolve
+from msgspec.structs import replace
 
 from kars_router import loss
 from kars_router.barriers import TransformError
 from kars_router.config.schema import OnSessionLoss
 from kars_router.errors import HandshakeError
-from kars_router.model import CallOutcome, Failure, Fate, Phase, Sent, SessionReset, ToolCall
+from kars_router.model import (
+    CallOutcome,
+    Discreet,
+    Failure,
+    Fate,
+    Phase,
+    Sent,
+    SessionReset,
+    ToolCall,
+)
 from kars_router.plugins import Plugins
 from kars_router.session import bridge
 from kars_router.session.base import Session
@@ -36,8 +47,7 @@ CALL: Final = "tools/call"
 _AGENTS_CODES: Final = {"address_refused": "upstream_unavailable"}
 
 
-@frozen(kw_only=True)
-class Request:
+class Request(Discreet, msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """A request of an agent to one server.
 
     Attributes:
@@ -58,7 +68,9 @@ class Request:
     params: bytes
     call: ToolCall | None = None
     before_send: Callable[[int], CallOutcome | None] | None = None
-    censor: Callable[[bytes], bytes] | None = field(default=None, repr=False, eq=False)
+    censor: Callable[[bytes], bytes] | None = None
+
+    unsaid = ("params", "censor")
 
     @property
     def label(self) -> str:
@@ -234,7 +246,7 @@ class Requests:
                         generation=slot.generation,
                         reason=clause,
                     )
-                    outcome = evolve(outcome, reset=SessionReset(slot.generation, clause))
+                    outcome = replace(outcome, reset=SessionReset(slot.generation, clause))
         return outcome
 
     def _judge_error(self, request: Request, session: Session, error: bytes) -> None:

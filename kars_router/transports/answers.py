@@ -14,8 +14,10 @@ from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
 import httpx
+import msgspec
 import trio
-from attrs import define, field, frozen
+from attrs import frozen
+from msgspec import field
 
 from kars_router.errors import CallFailed
 from kars_router.model import Phase, Sent
@@ -53,8 +55,7 @@ class Fail(Protocol):
         ...
 
 
-@define(eq=False)
-class Reading:
+class Reading(msgspec.Struct, eq=False):
     """How far the answer to one message has been read, over all the streams that it comes in.
 
     Attributes:
@@ -71,8 +72,8 @@ class Reading:
 
     name: str
     ident: bytes = b""
-    delivery: Delivery = field(factory=Delivery)
-    position: Position = field(factory=Position)
+    delivery: Delivery = field(default_factory=Delivery)
+    position: Position = field(default_factory=Position)
     phase: Phase = Phase.STREAM
     answered: bool = False
     unreadable: bool = False

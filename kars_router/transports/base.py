@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
+import msgspec
 import trio
-from attrs import define, field
 
 from kars_router.model import Sent
 from kars_router.wire.jsonrpc import Message
@@ -23,8 +23,7 @@ Deliver = Callable[[Message, bytes], None]
 Told = Callable[[Callable[[], Awaitable[None]] | None], bool]
 
 
-@define
-class Delivery:
+class Delivery(msgspec.Struct):
     """How one message fares; filled in by the transport.
 
     Attributes:
@@ -34,13 +33,12 @@ class Delivery:
         heard: trio's clock at the last byte that came in answer to it, in seconds; 0 before.
     """
 
-    sent: Sent = field(default=Sent.NO)
+    sent: Sent = Sent.NO
     on_open: Callable[[], None] | None = None
     heard: float = 0.0
 
 
-@define
-class Position:
+class Position(msgspec.Struct):
     """How far the stream of unsolicited messages has got, over all its reconnections.
 
     Attributes:

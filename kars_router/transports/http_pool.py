@@ -15,6 +15,7 @@ import math
 from collections import deque
 from typing import Final, Protocol
 
+import msgspec
 import trio
 from attrs import define, frozen
 
@@ -66,8 +67,7 @@ class Connection:
             self.plain = self.stream
 
 
-@define(eq=False, kw_only=True)
-class Lease:
+class Lease(msgspec.Struct, eq=False, kw_only=True):
     """A place in the pool, and the connection that goes with it; the pool alone changes it.
 
     Attributes:

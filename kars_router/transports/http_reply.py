@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Final
 
 import httpx
+import msgspec
 import trio
-from attrs import define
 
 from kars_router.transports.http_parser import ResponseParser
 from kars_router.transports.http_pool import Connection, Lease, Pool
@@ -22,8 +22,7 @@ EXTENSION: Final = "kars_exchange"
 _SALVAGE_SECONDS: Final = 1.0
 
 
-@define(kw_only=True)
-class Exchange:
+class Exchange(msgspec.Struct, kw_only=True):
     """What the caller asks of an exchange, and what it is told about it afterwards.
 
     Put it into `request.extensions["kars_exchange"]`. The transport resets all but `control` when

@@ -44,6 +44,20 @@ def is_usable(offered: str) -> bool:
     return offered in HANDSHAKE_REVISIONS or offered == "2024-11-05"
 
 
+@functools.lru_cache(maxsize=64)  # agents keep sending the same few
+def is_stateless(version_header: str) -> bool:
+    """Whether an MCP-Protocol-Version header is one of the stateless era.
+
+    Any revision is that the handshake era does not know: whoever sends a later one has to be told
+    by the rules of the era that later ones belong to.
+
+    Args:
+        version_header: the header; "" if there is none, which says nothing.
+    """
+    version = version_header.strip(" \t")
+    return bool(version) and not is_usable(version)
+
+
 def allows_batch(revision: str) -> bool:
     """Whether a peer of this revision may send JSON-RPC batches."""
     return revision == BATCH_REVISION

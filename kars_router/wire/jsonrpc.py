@@ -15,6 +15,7 @@ import re
 from typing import Any, Final, TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600
@@ -70,12 +71,12 @@ class MalformedError(ValueError):
 
 
 class _Envelope(msgspec.Struct):
-    jsonrpc: str | msgspec.UnsetType = msgspec.UNSET
-    id: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    method: str | msgspec.UnsetType = msgspec.UNSET
-    params: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    result: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    jsonrpc: str | UnsetType = UNSET
+    id: msgspec.Raw | UnsetType = UNSET
+    method: str | UnsetType = UNSET
+    params: msgspec.Raw | UnsetType = UNSET
+    result: msgspec.Raw | UnsetType = UNSET
+    error: msgspec.Raw | UnsetType = UNSET
 
 
 _envelope = msgspec.json.Decoder(_Envelope)
@@ -210,22 +211,22 @@ def parse(data: bytes) -> Message:
         raise MalformedError(INVALID_REQUEST, f"no JSON-RPC message: {error}") from error
     except (msgspec.DecodeError, RecursionError) as error:
         raise MalformedError(PARSE_ERROR, f"not JSON: {error}") from error
-    ident = b"" if isinstance(raw.id, msgspec.UnsetType) else bytes(raw.id)
+    ident = b"" if raw.id is UNSET else bytes(raw.id)
     if ident and not _valid_id(ident):
-        if ident == b"null" and not isinstance(raw.error, msgspec.UnsetType):
+        if ident == b"null" and raw.error is not UNSET:
             ident = b""
         else:
             raise MalformedError(INVALID_REQUEST, "the id must be a string or a number")
     if raw.jsonrpc != "2.0":
         raise MalformedError(INVALID_REQUEST, 'the member jsonrpc must be "2.0"', ident)
-    result = None if isinstance(raw.result, msgspec.UnsetType) else bytes(raw.result)
-    error_ = None if isinstance(raw.error, msgspec.UnsetType) else bytes(raw.error)
-    if isinstance(raw.method, str):
+    result = None if raw.result is UNSET else bytes(raw.result)
+    error_ = None if raw.error is UNSET else bytes(raw.error)
+    if raw.method is not UNSET:
         if result is not None or error_ is not None:
             raise MalformedError(
                 INVALID_REQUEST, "a message has either a method or an outcome", ident
             )
-        params = b"" if isinstance(raw.params, msgspec.UnsetType) else bytes(raw.params)
+        params = b"" if raw.params is UNSET else bytes(raw.params)
         if params and params[:1] not in b"{[":
             raise MalformedError(INVALID_REQUEST, "params must be an object", ident)
         kind = Kind.REQUEST if ident else Kind.NOTIFICATION

@@ -62,3 +62,13 @@ def test_batches_belong_to_one_revision() -> None:
 def test_what_an_accept_header_admits(header: str, json: bool, stream: bool) -> None:
     assert eras.accepts(header, eras.JSON_TYPE) is json
     assert eras.accepts(header, eras.STREAM_TYPE) is stream
+
+
+@pytest.mark.parametrize("header", ["", " \t", *eras.HANDSHAKE_REVISIONS, " 2024-11-05 "])
+def test_a_header_of_the_handshake_era_or_none_is_no_sign_of_the_other(header: str) -> None:
+    assert not eras.is_stateless(header)
+
+
+@pytest.mark.parametrize("header", [*eras.STATELESS_REVISIONS, "\t2099-01-01", "latest"])
+def test_whatever_the_handshake_era_does_not_know_is_one_of_the_stateless_era(header: str) -> None:
+    assert eras.is_stateless(header)
