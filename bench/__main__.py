@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from bench import gate, plots, report
 from bench.bars import verdicts
 from bench.context import Context
 from bench.model import Figure, Figures
-from bench.processes import BenchError, end_all
+from bench.processes import BenchError, end_all, heed_signals
 from bench.subjects import OURS
 
 SUITES = ("calls", "sizes", "profile", "pongs", "idle", "start", "growth", "peers")
@@ -28,8 +25,7 @@ def main() -> int:
     Returns:
         1 if a suite failed, or if `--gate` was given and something has become worse; else 0.
     """
-    for sign in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(sign, _end)
+    heed_signals()
     asked = _arguments()
     asked.out.mkdir(parents=True, exist_ok=True)
     context = Context(
@@ -67,10 +63,6 @@ def main() -> int:
     if asked.keep:
         gate.keep(judged)
     return int(failed or bool(complaints))
-
-
-def _end(sign: int, _: FrameType | None) -> NoReturn:
-    sys.exit(128 + sign)  # by way of every block that ends what it has started
 
 
 def _arguments() -> argparse.Namespace:

@@ -16,7 +16,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from types import FrameType
+from typing import Final, NoReturn
 
 from attrs import define, frozen
 
@@ -141,6 +142,16 @@ def tree(pid: int) -> list[int]:
     for each in found:
         found += children.get(each, [])
     return found
+
+
+def heed_signals() -> None:
+    """Has SIGTERM and SIGHUP end this process in an orderly way, so that it can call `end_all`."""
+    for sign in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sign, _leave)
+
+
+def _leave(sign: int, _: FrameType | None) -> NoReturn:
+    sys.exit(128 + sign)  # by way of every block that ends what it has started
 
 
 def end_all() -> None:

@@ -43,12 +43,12 @@ class Subject:
     leave_out: str = ""
 
 
-def kars(*arguments: str) -> Callable[[int, int], list[str]]:
-    """The command of the router, with further arguments."""
-    script = str(Path(sys.executable).with_name("kars"))
+def kars(*arguments: str, python: str = sys.executable) -> Callable[[int, int], list[str]]:
+    """The command of the router that is installed for an interpreter, with further arguments."""
+    script = str(Path(python).with_name("kars"))
 
     def command(upstream: int, port: int) -> list[str]:
-        ours = [sys.executable, script, "run", "--upstream"]
+        ours = [python, script, "run", "--upstream"]
         ours += [f"{SERVER}=http://127.0.0.1:{upstream}/mcp"]
         return [*ours, "--listen", f"127.0.0.1:{port}", "--admin", "127.0.0.1:0", *arguments]
 

@@ -99,9 +99,10 @@ def test_ci_runs_every_environment() -> None:
     named = {name.strip() for name in tox["tox"]["env_list"].split(",")} - {"py311"}
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     alone = re.findall(r"^environment (\S+)", ci, re.MULTILINE)
-    (together,) = re.findall(r"^paired=(\S+)$", ci, re.MULTILINE)
-    assert re.search(r'^step .* -e "\$paired"$', ci, re.MULTILINE)
-    assert named - {*alone, *together.split(",")} == set()
+    together = dict(re.findall(r"^(paired|waiting)=(\S+)$", ci, re.MULTILINE))
+    for name in ("paired", "waiting"):
+        assert re.search(rf'^step {name} .* -e "\${name}"$', ci, re.MULTILINE)
+    assert named - {*alone, *",".join(together.values()).split(",")} == set()
     assert {name for name in named if f"testenv:{name}" not in tox} == set()
 
 
