@@ -292,7 +292,9 @@ class Router:
         return "" if journal is None or journal.healthy else journal.error or "unknown"
 
     def _connector(self, name: str, server: Server) -> Connector:
-        return new_connector(name, server, self.config.limits, self._transports)
+        return new_connector(
+            name, server, self.config.limits, self._transports, lookout=self.supervisor.lookout
+        )
 
 
 @asynccontextmanager

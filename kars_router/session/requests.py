@@ -36,6 +36,7 @@ from kars_router.session.records import Records
 from kars_router.session.server import ServerRuntime
 from kars_router.session.slot import Slot
 from kars_router.telemetry import Metrics, log
+from kars_router.transports.lookout import Lookout
 from kars_router.wire import envelope, jsonrpc
 
 # A server that loses each new session at once must not be asked for ever.
@@ -86,6 +87,7 @@ class Requests:
         plugins: the loaded plugins.
         metrics: where calls are counted.
         records: what outlives the process.
+        lookout: told of each request, so that nothing is late that a server says meanwhile.
     """
 
     def __init__(
@@ -94,12 +96,15 @@ class Requests:
         plugins: Plugins,
         metrics: Metrics,
         records: Records,
+        *,
+        lookout: Lookout,
     ) -> None:
         self.servers = servers
         self._plugins = plugins
         self._inspects = plugins.detects_state_loss  # no plugin comes later
         self._metrics = metrics
         self._records = records
+        self._lookout = lookout
 
     async def make(self, request: Request, caller: Caller) -> CallOutcome:
         """Makes a request and says how it ended; never raises for a failure.
@@ -108,9 +113,11 @@ class Requests:
         agent that cancels it says so by `caller.withdraw`.
         """
         outcome: CallOutcome | None = None
+        self._lookout.begin()
         try:
             outcome = await self._make(request, caller)
         finally:
+            self._lookout.end()
             code = "abandoned" if outcome is None else outcome.code
             fate = Fate.UNKNOWN if outcome is None else outcome.fate
             if request.call is not None:

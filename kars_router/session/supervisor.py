@@ -23,6 +23,7 @@ from kars_router.session.requests import CALL, Request, Requests
 from kars_router.session.server import Connector, ServerRuntime, Surroundings
 from kars_router.session.slot import Slot
 from kars_router.telemetry import Metrics, log
+from kars_router.transports.lookout import Lookout
 from kars_router.wire import jsonrpc, levels
 
 _MOST_WATCHED: Final = 256
@@ -54,6 +55,9 @@ class Supervisor:
         connector: makes connectors for a server's settings.
         version: the router's version, for `clientInfo`.
         tool_limit: most tools kept of one server.
+
+    Attributes:
+        lookout: for the streams on which servers say what was not asked for.
     """
 
     def __init__(
@@ -85,7 +89,8 @@ class Supervisor:
             changed=self._changed,
             ports=self._ports,
         )
-        self.requests = Requests(self.servers, plugins, metrics, records)
+        self.lookout = Lookout()
+        self.requests = Requests(self.servers, plugins, metrics, records, lookout=self.lookout)
 
     async def run(
         self,
@@ -99,6 +104,7 @@ class Supervisor:
         """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            await nursery.start(self.lookout.run)
             for name, settings in servers.items():
                 await self._start(name, settings)
             task_status.started()

@@ -18,6 +18,7 @@ from kars_router._version import __version__
 from kars_router.transports.http import EXTENSION, Exchange, Prepared, TrioTransport, View
 from kars_router.transports.http_reply import TrioReply
 from kars_router.transports.http_unread import Unread
+from kars_router.transports.lookout import Lookout
 
 _HEADERS: Final = {
     "user-agent": f"kars-router/{__version__}",
@@ -57,6 +58,10 @@ class Reply(Protocol):
 
     def whole(self) -> bytes | None:
         """What is left of the body, if its end has come; else None. Never waits."""
+        ...
+
+    def share_waits(self, lookout: Lookout) -> None:
+        """Says that hardly anything comes, so that the rest may be waited for with others."""
         ...
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -234,6 +239,9 @@ class HttpxReply:
     def whole(self) -> bytes | None:
         """See `Reply.whole`; httpx does not tell."""
         return None
+
+    def share_waits(self, lookout: Lookout) -> None:
+        """See `Reply.share_waits`; httpx waits by itself."""
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         if self._chunks is None:

@@ -19,6 +19,7 @@ from kars_router.hookspecs import Credentials
 from kars_router.transports.base import Connection, Deliver
 from kars_router.transports.client import new_client
 from kars_router.transports.http import TrioTransport, trusting
+from kars_router.transports.lookout import Lookout
 from kars_router.transports.select import AutoHttp, Verdict, transport_of
 from kars_router.transports.streamable_http import StreamableHttp
 
@@ -60,6 +61,8 @@ def new_connector(
     server: Server,
     limits: Limits,
     transports: TransportFactory = default_transport,
+    *,
+    lookout: Lookout | None = None,
 ) -> Connector:
     """Makes the way to a server; nothing is connected or started yet.
 
@@ -68,6 +71,7 @@ def new_connector(
         server: its settings, which fit together.
         limits: bounds on what it can make the router hold.
         transports: makes the HTTP transport, where one is needed.
+        lookout: waits for what comes on the GET streams of all servers.
     """
     kind = transport_of(server)
     if kind is Transport.STDIO:
@@ -75,7 +79,12 @@ def new_connector(
     if kind is Transport.WEBSOCKET:
         return WebSocketConnector(name=name, server=server, limits=limits)
     return HttpConnector(
-        name=name, server=server, limits=limits, transport=transports(name, server), kind=kind
+        name=name,
+        server=server,
+        limits=limits,
+        transport=transports(name, server),
+        kind=kind,
+        lookout=lookout,
     )
 
 
@@ -87,6 +96,7 @@ class HttpConnector:
         transport: carries all requests; closed with the connector.
         kind: `AUTO`, `STREAMABLE_HTTP` or `SSE`.
         verdict: what was found out, with `AUTO`.
+        lookout: waits for what comes on the GET streams of all servers, or None.
     """
 
     name: str
@@ -95,6 +105,7 @@ class HttpConnector:
     transport: httpx.AsyncBaseTransport
     kind: Transport
     verdict: Verdict = field(factory=Verdict)
+    lookout: Lookout | None = None
 
     def connect(self, deliver: Deliver, credentials: Credentials | None) -> Connection:
         """See `Connector.connect`."""
@@ -129,6 +140,7 @@ class HttpConnector:
             connect_timeout=self.server.timeouts.connect,
             event_limit=self.limits.event_bytes,
             body_limit=self.limits.response_bytes,
+            lookout=self.lookout,
         )
         if self.kind is Transport.STREAMABLE_HTTP:
             return streamable

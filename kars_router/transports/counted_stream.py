@@ -8,9 +8,14 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final
 
 import trio
+
+from kars_router.transports.lookout import Lookout
+
+_READ: Final = 64 * 1024
 
 
 class CountedStream(trio.abc.Stream):
@@ -38,6 +43,13 @@ class CountedStream(trio.abc.Stream):
         self._patient = True
         self._more = False  # whether something is likely to be there
         self._poll: select.poll | None = None
+        self._lookout: Lookout | None = None
+        self._wait_readable: Callable[[int], Awaitable[None]] = trio.lowlevel.wait_readable
+
+    def share_waits(self, lookout: Lookout | None) -> None:
+        """From the next time on, wait together with others for what comes; None: no longer."""
+        self._lookout = lookout
+        self._wait_readable = (lookout or trio.lowlevel).wait_readable
 
     @contextlib.contextmanager
     def impatient(self) -> Iterator[None]:
@@ -90,7 +102,7 @@ class CountedStream(trio.abc.Stream):
                 raise trio.ClosedResourceError("this connection was closed here")
             at_once, self._more = self._more, False
             if not at_once:
-                await trio.lowlevel.wait_readable(handle)
+                await self._wait_readable(handle)
             try:
                 # Asked again: it may have been closed since, and the number be another file's.
                 data = os.read(self.socket.fileno(), max_bytes)
@@ -121,7 +133,15 @@ class CountedStream(trio.abc.Stream):
 
     def close(self) -> None:
         """As `aclose`; never waits."""
+        self._leave_lookout()
         self.socket.close()
+
+    def _leave_lookout(self) -> None:
+        # Trio tells its own waiters only. Those of the lookout find it closed when they run.
+        lookout = self._lookout
+        if lookout is not None:
+            self.share_waits(None)
+            lookout.forget(self.socket.fileno())
 
     def _broken(self, exc: OSError) -> Exception:
         if self.socket.fileno() < 0:
@@ -136,8 +156,11 @@ class CountedStream(trio.abc.Stream):
         """As for `trio.abc.ReceiveStream`; see also `impatient`."""
         if not self._patient and not self.socket.is_readable():
             raise trio.WouldBlock
+        if self._lookout is not None and max_bytes is None:  # as TLS asks
+            return await self.receive_next(_READ)
         return bytes(await self._stream.receive_some(max_bytes))
 
     async def aclose(self) -> None:
         """As for `trio.abc.AsyncResource`."""
+        self._leave_lookout()
         await self._stream.aclose()

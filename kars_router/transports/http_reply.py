@@ -13,10 +13,12 @@ import httpx
 import msgspec
 import trio
 
+from kars_router.transports.counted_stream import CountedStream
 from kars_router.transports.http_parser import ResponseParser
 from kars_router.transports.http_pool import Connection, Lease, Pool
 from kars_router.transports.http_steps import READ, WRITE, bounded
-from kars_router.transports.http_streams import bytes_sent
+from kars_router.transports.http_streams import bytes_sent, innermost
+from kars_router.transports.lookout import Lookout
 
 EXTENSION: Final = "kars_exchange"
 _SALVAGE_SECONDS: Final = 1.0
@@ -76,6 +78,7 @@ class TrioReply(httpx.AsyncByteStream):
         self._send_error: httpx.WriteError | None = None
         self.sent_at: float | None = None
         self._by_name: dict[str, str] | None = None
+        self._sharing: CountedStream | None = None
 
     @property
     def status(self) -> int:
@@ -113,6 +116,14 @@ class TrioReply(httpx.AsyncByteStream):
     def whole(self) -> bytes | None:
         """What is left of the body, if the end of it has come; else None. Never waits."""
         return self._parser.take() if self._parser.complete else None
+
+    def share_waits(self, lookout: Lookout) -> None:
+        """See `Reply.share_waits`."""
+        connection = self.lease.connection
+        wire = None if connection is None else innermost(connection.stream)
+        if isinstance(wire, CountedStream):
+            wire.share_waits(lookout)
+            self._sharing = wire
 
     async def send(self, message: bytes, exchange: Exchange) -> None:
         """Send all of the request and note how much of it was accepted.
@@ -265,6 +276,8 @@ class TrioReply(httpx.AsyncByteStream):
                 exc.request = self.request
             raise
         if parser.complete:
+            if self._sharing is not None:
+                self._sharing.share_waits(None)
             # At once, not when the caller asks for the end: a pong can have the connection.
             keep = parser.keep_seconds if self._send_error is None else 0.0
             # The server counts since it has answered, which nobody may have seen.

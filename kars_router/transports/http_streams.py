@@ -82,7 +82,7 @@ def bytes_sent(stream: trio.abc.Stream) -> int | None:
 
     For TLS these are bytes of ciphertext; none of them means no byte of plaintext either.
     """
-    sent = getattr(_innermost(stream), "sent", None)
+    sent = getattr(innermost(stream), "sent", None)
     return sent if isinstance(sent, int) else None
 
 
@@ -92,7 +92,7 @@ async def is_stale(stream: trio.abc.Stream) -> bool:
     Takes no time for a socket, with TLS or without, and a millisecond for anything else. It may
     consume a byte, so a stale stream is good for closing only. Cancelled, the stream is in doubt.
     """
-    wire = _innermost(stream)
+    wire = innermost(stream)
     try:
         if not isinstance(wire, CountedStream):
             with trio.move_on_after(_PROBE_SECONDS):
@@ -111,7 +111,8 @@ async def is_stale(stream: trio.abc.Stream) -> bool:
     return True
 
 
-def _innermost(stream: trio.abc.Stream) -> trio.abc.Stream:
+def innermost(stream: trio.abc.Stream) -> trio.abc.Stream:
+    """The stream under all TLS."""
     while isinstance(stream, trio.SSLStream):
         stream = stream.transport_stream
     return stream

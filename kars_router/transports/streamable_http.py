@@ -35,6 +35,7 @@ from kars_router.transports.client import Client, Outline, Reply
 from kars_router.transports.guard import AddressRefusedError
 from kars_router.transports.http import Exchange
 from kars_router.transports.http_unread import Unread
+from kars_router.transports.lookout import Lookout
 from kars_router.transports.redaction import SHORTEST, redact
 from kars_router.transports.resumption import is_resumable, resume, resumption_id
 from kars_router.wire import eras
@@ -74,6 +75,7 @@ class StreamableHttp:
         connect_timeout: seconds to get a connection, and for control messages as a whole.
         event_limit: most bytes of one event.
         body_limit: most bytes of one JSON response.
+        lookout: waits for what comes on the GET stream, together with those of other sessions.
     """
 
     correlates = True
@@ -90,6 +92,7 @@ class StreamableHttp:
         connect_timeout: float = 5.0,
         event_limit: int = 16 * 1024 * 1024,
         body_limit: int = 64 * 1024 * 1024,
+        lookout: Lookout | None = None,
     ) -> None:
         self.session_id: str | None = None
         self.revision: str | None = None
@@ -101,6 +104,7 @@ class StreamableHttp:
         self._limits = _limits(connect_timeout)
         self._outline: tuple[object, Outline] | None = None
         self._redirected = False
+        self._lookout = lookout
         self._answers = Answers(
             server, deliver, self._failure, event_limit=event_limit, body_limit=body_limit
         )
@@ -240,6 +244,8 @@ class StreamableHttp:
             self._answers.check_encoding(reply, Phase.LISTEN, name)
             if on_open is not None:
                 on_open()
+            if self._lookout is not None and not reading.ident:
+                reply.share_waits(self._lookout)
             # Servers hold the stream of a GET open, whoever's it was. A POST's is waited for: at
             # its end its connection can be kept.
             await self._answers.read_events(reply, reading, until_answered=bool(reading.ident))

@@ -1,0 +1,133 @@
+"""Waiting for many silent sockets at once, so that what comes on them shares wake-ups.
+
+An idle router is woken by pings, each for one of many sessions, and finds the processor's caches
+cold every time; that costs more than what there is to be done. So streams on which hardly anything
+comes are looked at together, at most ten times a second. Must not know what comes on them, nor
+what a request is: it is only told that one is being made, as nothing may be late meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+from typing import Final
+
+import trio
+
+# What comes waits at most as long, if something else came just before; else not at all.
+_INTERVAL: Final = 0.1
+
+
+class Lookout:
+    """Looks out for what comes on the sockets of one router.
+
+    While nobody runs it, and where there is no epoll, each socket is waited for by itself.
+
+    Attributes:
+        looks: how often it has looked, ever.
+    """
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self._epoll: select.epoll | None = None
+        self._waiting: dict[int, trio.lowlevel.Task] = {}
+        self._requests = 0
+        self._rest: trio.CancelScope | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many wait together."""
+        return len(self._waiting)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Looks out until cancelled; whoever waits then goes on waiting, by itself."""
+        if not hasattr(select, "epoll"):
+            task_status.started()
+            await trio.sleep_forever()
+        with select.epoll() as epoll:
+            self._epoll = epoll
+            task_status.started()
+            try:
+                await self._look_out(epoll)
+            finally:
+                self._epoll = None
+                for handle in list(self._waiting):
+                    self._wake(handle)
+
+    async def wait_readable(self, handle: int) -> None:
+        """Waits until something has come, or the peer has closed; it may be neither.
+
+        As for `trio.lowlevel.wait_readable` otherwise. Whoever closes the file says so by
+        `forget` before; then it returns as well.
+
+        Args:
+            handle: the number of an open file.
+
+        Raises:
+            trio.BusyResourceError: somebody waits for it already.
+        """
+        epoll = self._epoll
+        if epoll is None:
+            await trio.lowlevel.wait_readable(handle)
+            return
+        if handle in self._waiting:
+            raise trio.BusyResourceError("another task waits for this file")
+        # Once only, so that what nobody reads yet does not wake the router over and over.
+        wanted = select.EPOLLIN | select.EPOLLONESHOT
+        try:
+            epoll.modify(handle, wanted)
+        except FileNotFoundError:  # new, or a number that is used again
+            epoll.register(handle, wanted)
+        self._waiting[handle] = trio.lowlevel.current_task()
+
+        def leave(_: object) -> trio.lowlevel.Abort:
+            # It stays armed, for one look in vain at most: it is closed next, or waited for again.
+            del self._waiting[handle]
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(leave)
+
+    def forget(self, handle: int) -> None:
+        """Wakes who waits for a file that is about to be closed; never waits."""
+        if self._epoll is not None:
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(handle)
+        self._wake(handle)
+
+    def begin(self) -> None:
+        """Takes note of a request: until it ends, whatever comes is seen at once."""
+        self._requests += 1
+        if self._rest is not None:
+            self._rest.cancel()
+
+    def end(self) -> None:
+        """Takes note of the end of a request."""
+        self._requests -= 1
+
+    async def _look_out(self, epoll: select.epoll) -> None:
+        due = trio.current_time()
+        many = False
+        while True:
+            # Where much comes, to be woken for the first of it would be once too often.
+            if not many:
+                await trio.lowlevel.wait_readable(epoll.fileno())
+            early = not self._requests and trio.current_time() < due
+            if early:
+                with trio.CancelScope(deadline=due) as self._rest:
+                    await trio.sleep_forever()
+                self._rest = None
+            found = self._look(epoll)
+            many = early and found
+            if found:
+                due = trio.current_time() + _INTERVAL
+
+    def _look(self, epoll: select.epoll) -> bool:
+        self.looks += 1
+        woken = [self._wake(handle) for handle, _ in epoll.poll(0, len(self._waiting) + 1)]
+        return any(woken)
+
+    def _wake(self, handle: int) -> bool:
+        task = self._waiting.pop(handle, None)
+        if task is not None:
+            trio.lowlevel.reschedule(task)
+        return task is not None
