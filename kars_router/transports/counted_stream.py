@@ -9,6 +9,7 @@ import contextlib
 import os
 import select
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Final
 
 import trio
@@ -16,6 +17,8 @@ import trio
 from kars_router.transports.lookout import Lookout
 
 _READ: Final = 64 * 1024
+# What is longer comes in pieces, and may not be whole.
+_SHORT: Final = 4 * 1024
 
 
 class CountedStream(trio.abc.Stream):
@@ -42,6 +45,7 @@ class CountedStream(trio.abc.Stream):
         self.sent = 0
         self._patient = True
         self._more = False  # whether something is likely to be there
+        self._got = 0  # bytes that were read last
         self._poll: select.poll | None = None
         self._lookout: Lookout | None = None
         self._wait_readable: Callable[[int], Awaitable[None]] = trio.lowlevel.wait_readable
@@ -49,7 +53,9 @@ class CountedStream(trio.abc.Stream):
     def share_waits(self, lookout: Lookout | None) -> None:
         """From the next time on, wait together with others for what comes; None: no longer."""
         self._lookout = lookout
-        self._wait_readable = (lookout or trio.lowlevel).wait_readable
+        self._wait_readable = (
+            trio.lowlevel.wait_readable if lookout is None else partial(self._wait_by, lookout)
+        )
 
     @contextlib.contextmanager
     def impatient(self) -> Iterator[None]:
@@ -110,10 +116,16 @@ class CountedStream(trio.abc.Stream):
                 continue
             except OSError as exc:
                 raise self._broken(exc) from exc
-            self._more = len(data) == max_bytes
+            self._got = len(data)
+            self._more = self._got == max_bytes
             if at_once:
                 await trio.lowlevel.cancel_shielded_checkpoint()
             return data
+
+    async def _wait_by(self, lookout: Lookout, handle: int) -> None:
+        # Of what comes in pieces, only the first may be late.
+        waits = trio.lowlevel if self._got > _SHORT else lookout
+        await waits.wait_readable(handle)
 
     def receive_now(self, max_bytes: int) -> bytes | None:
         """What has come; empty at the end, None if nothing has. Never waits."""

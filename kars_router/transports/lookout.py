@@ -1,9 +1,10 @@
 """Waiting for many silent sockets at once, so that what comes on them shares wake-ups.
 
 An idle router is woken by pings, each for one of many sessions, and finds the processor's caches
-cold every time; that costs more than what there is to be done. So streams on which hardly anything
-comes are looked at together, at most ten times a second. Must not know what comes on them, nor
-what a request is: it is only told that one is being made, as nothing may be late meanwhile.
+cold every time; that costs more than what there is to be done. So where more than ten things come
+in a second, streams on which hardly anything comes are looked at together, ten times a second. Must
+not know what comes on them, nor what a request is: it is only told that one is being made, as
+nothing may be late meanwhile.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from typing import Final
 
 import trio
 
-# What comes waits at most as long, if something else came just before; else not at all.
+# Between two looks, if more comes than that; what comes waits at most as long.
 _INTERVAL: Final = 0.1
+# Intervals in which it did not look are saved up, enough for five looks in a row. So where little
+# comes nothing waits, and no timer wakes the router as well.
+_SPARE: Final = 4.5 * _INTERVAL
 
 
 class Lookout:
@@ -105,29 +109,20 @@ class Lookout:
         self._requests -= 1
 
     async def _look_out(self, epoll: select.epoll) -> None:
-        due = trio.current_time()
-        many = False
+        full = trio.current_time()  # when as much is saved up as may be
         while True:
-            # Where much comes, to be woken for the first of it would be once too often.
-            if not many:
-                await trio.lowlevel.wait_readable(epoll.fileno())
-            early = not self._requests and trio.current_time() < due
-            if early:
-                with trio.CancelScope(deadline=due) as self._rest:
+            soonest = full - _SPARE
+            if not self._requests and trio.current_time() < soonest:
+                with trio.CancelScope(deadline=soonest) as self._rest:
                     await trio.sleep_forever()
                 self._rest = None
-            found = self._look(epoll)
-            many = early and found
-            if found:
-                due = trio.current_time() + _INTERVAL
+            await trio.lowlevel.wait_readable(epoll.fileno())
+            self.looks += 1
+            for handle, _ in epoll.poll(0, len(self._waiting) + 1):
+                self._wake(handle)
+            now = trio.current_time()
+            full = min(max(full, now), now + _SPARE) + _INTERVAL
 
-    def _look(self, epoll: select.epoll) -> bool:
-        self.looks += 1
-        woken = [self._wake(handle) for handle, _ in epoll.poll(0, len(self._waiting) + 1)]
-        return any(woken)
-
-    def _wake(self, handle: int) -> bool:
-        task = self._waiting.pop(handle, None)
-        if task is not None:
+    def _wake(self, handle: int) -> None:
+        if (task := self._waiting.pop(handle, None)) is not None:
             trio.lowlevel.reschedule(task)
-        return task is not None

@@ -92,7 +92,8 @@ async def test_what_a_server_says_during_a_call_is_not_late(
             assert await server.ask("ping", None, upstream_id(router, "a")) is not None
         hold.set()
         await ended.wait()
-        # Now it waits for its time, which does not come, until there is a call again.
+        assert await server.ask("ping", None, session) is not None  # it was being waited for
+        # The next waits for its time, which does not come, until there is a call again.
         nursery.start_soon(ask)
         with trio.move_on_after(0.1) as patience:
             await answered.wait()

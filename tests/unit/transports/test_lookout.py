@@ -77,6 +77,15 @@ class Site:
         self.clock.jump(seconds)
         await wait_all_tasks_blocked()
 
+    async def use_up(self, wire: Wire) -> None:
+        """Has it look as often as it does without an interval; it has just looked then."""
+        for _ in range(10):
+            await wire.say(b"-")
+        assert wire.heard[-5:] == [b"-"] * 5
+        await self.pass_time(0.0501)
+        assert wire.heard[-1] == b"-" * 5
+        wire.heard.clear()
+
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Runs the lookout."""
         with self.running:
@@ -88,10 +97,12 @@ async def watching(clock: MockClock) -> AsyncIterator[Site]:
     async with trio.open_nursery() as nursery:
         site = Site(Lookout(), nursery, clock)
         await nursery.start(site.run)
-        yield site
-        nursery.cancel_scope.cancel()
-    for wire in site.wires:
-        wire.close()
+        try:
+            yield site
+        finally:
+            nursery.cancel_scope.cancel()
+            for wire in site.wires:
+                wire.close()
 
 
 async def some_turns() -> None:
@@ -106,65 +117,77 @@ async def some_turns() -> None:
 async def test_what_comes_rarely_is_seen_at_once_and_with_one_look(mock_clock: MockClock) -> None:
     async with watching(mock_clock) as site:
         [wire] = await site.wires_up(1)
-        for number in range(1, 6):
+        for number in range(1, 30):
             await wire.say(b"x")
             assert len(wire.heard) == site.lookout.looks == number
             await site.pass_time(0.101)
-        assert site.lookout.looks == 5
+        assert site.lookout.looks == 29
 
 
-async def test_what_comes_soon_after_waits_for_the_rest_of_the_interval(
+async def test_a_few_things_at_a_time_are_seen_at_once_too(mock_clock: MockClock) -> None:
+    async with watching(mock_clock) as site:
+        [wire] = await site.wires_up(1)
+        for time in range(10):
+            for number in range(1, 6):
+                await wire.say(b"x")
+                assert len(wire.heard) == time * 5 + number
+            await site.pass_time(0.501)
+
+
+async def test_what_comes_after_many_waits_for_the_rest_of_an_interval(
     mock_clock: MockClock,
 ) -> None:
     async with watching(mock_clock) as site:
-        one, other = await site.wires_up(2)
-        await one.say(b"x")
+        [wire, other] = await site.wires_up(2)
+        await site.pass_time(3600)  # in which not more is saved up
+        await site.use_up(wire)
         await site.pass_time(0.04)
         await other.say(b"y")
         await site.pass_time(0.05)
         assert other.heard == []
         await site.pass_time(0.011)
         assert other.heard == [b"y"]
-        assert site.lookout.looks == 2
 
 
 async def test_what_comes_within_an_interval_shares_a_look(mock_clock: MockClock) -> None:
     async with watching(mock_clock) as site:
         wires = await site.wires_up(30)
-        await wires[0].say(b"x")
-        for look in range(2, 12):
+        await site.use_up(wires[0])
+        before = site.lookout.looks
+        for look in range(1, 11):
             for wire in wires:
                 await wire.say(b"x")
                 await site.pass_time(0.0032)
-            await site.pass_time(0.005)
-            assert {len(wire.heard) for wire in wires[1:]} == {look - 1}
-            assert site.lookout.looks == look
+            await site.pass_time(0.0041)
+            assert {len(wire.heard) for wire in wires} == {look}
+            assert site.lookout.looks == before + look
 
 
-async def test_after_an_interval_in_which_nothing_came_it_is_at_once_again(
-    mock_clock: MockClock,
-) -> None:
+async def test_while_nothing_comes_it_sleeps(mock_clock: MockClock) -> None:
     async with watching(mock_clock) as site:
         [wire] = await site.wires_up(1)
-        await wire.say(b"a")
-        await wire.say(b"b")
-        await site.pass_time(0.101)  # now it looks at intervals
-        assert len(wire.heard) == 2
-        await site.pass_time(0.101)  # in vain
-        assert site.lookout.looks == 3
-        await site.pass_time(3600)  # nothing comes, so it sleeps
-        assert site.lookout.looks == 3
-        await wire.say(b"c")
-        assert wire.heard == [b"a", b"b", b"c"]
+        for _ in range(8):
+            await wire.say(b"x")
+        await site.pass_time(0.101)
+        await site.pass_time(0.101)
+        looks = site.lookout.looks
+        for _ in range(20):
+            await site.pass_time(0.101)
+        assert site.lookout.looks == looks
+        await wire.say(b"y")
+        assert wire.heard[-1] == b"y"
 
 
 async def test_nothing_waits_longer_than_an_interval_whenever_it_comes(
     mock_clock: MockClock,
 ) -> None:
     async with watching(mock_clock) as site:
-        [wire] = await site.wires_up(1)
-        for number, gap in enumerate([0.0, 0.01, 0.09, 0.1, 0.11, 0.19, 0.05, 0.3, 0.02], 1):
-            await site.pass_time(gap)
+        noise, wire = await site.wires_up(2)
+        gaps = [0.0, 0.01, 0.09, 0.1, 0.11, 0.19, 0.05, 0.3, 0.02, 0.0]
+        for number, gap in enumerate(gaps * 3, 1):
+            for _ in range(3):
+                await noise.say(b"-")
+                await site.pass_time(gap)
             await wire.say(b"x")
             await site.pass_time(0.1001)
             assert len(wire.heard) == number
@@ -179,42 +202,53 @@ async def test_while_a_request_is_made_everything_is_seen_at_once(mock_clock: Mo
         site.lookout.begin()
         site.lookout.begin()
         site.lookout.end()
-        for number in range(1, 6):
+        for number in range(1, 60):
             await wire.say(b"x")
             assert len(wire.heard) == number
         site.lookout.end()
+        await wire.say(b"x")  # still, as it waits for something to come
+        assert len(wire.heard) == 60
         await wire.say(b"x")
-        assert len(wire.heard) == 5
-        await site.pass_time(0.1001)
-        assert len(wire.heard) == 6
+        assert len(wire.heard) == 60
+        await site.pass_time(0.1001)  # there is no debt to be paid
+        assert len(wire.heard) == 61
 
 
-async def test_a_request_that_begins_ends_the_waiting_for_the_interval(
-    mock_clock: MockClock,
-) -> None:
+async def test_a_request_that_begins_ends_the_waiting(mock_clock: MockClock) -> None:
     async with watching(mock_clock) as site:
         [wire] = await site.wires_up(1)
-        for _ in range(3):  # from either way of waiting
-            await wire.say(b"x")
+        for _ in range(3):
+            await site.use_up(wire)
             await site.pass_time(0.03)
             await wire.say(b"y")
-            assert wire.heard.pop() == b"x"
+            assert wire.heard == []
             site.lookout.begin()
             await wait_all_tasks_blocked()
-            assert wire.heard.pop() == b"y"
+            assert wire.heard.pop().endswith(b"y")
             await wire.say(b"z")
             assert wire.heard.pop() == b"z"
             site.lookout.end()
+            await wire.say(b"z")
+            assert wire.heard.pop() == b"z"
             await wire.say(b"again")
             assert wire.heard == []
             await site.pass_time(0.1001)
             assert wire.heard.pop() == b"again"
-            await site.pass_time(0.1001)
-            looks = site.lookout.looks
+            await site.pass_time(3600)
+
+
+async def test_a_request_that_begins_while_nothing_waits_changes_nothing(
+    mock_clock: MockClock,
+) -> None:
+    async with watching(mock_clock) as site:
+        [wire] = await site.wires_up(1)
+        for _ in range(3):
             site.lookout.begin()
             await wait_all_tasks_blocked()
             site.lookout.end()
-            assert site.lookout.looks == looks  # there was nothing to be hurried
+        assert site.lookout.looks == 0
+        await wire.say(b"x")
+        assert wire.heard == [b"x"]
 
 
 # --- Who waits -----------------------------------------------------------------------------------
@@ -340,14 +374,14 @@ async def test_its_end_leaves_nobody_waiting(mock_clock: MockClock, resting: boo
     async with watching(mock_clock) as site:
         wires = await site.wires_up(3)
         if resting:
-            await wires[0].say(b"x")
-            await wires[0].say(b"y")
+            await site.use_up(wires[0])
+        looks = site.lookout.looks
         site.running.cancel()
         await wait_all_tasks_blocked()
         for wire in wires:
             await wire.say(b"z")
             assert b"".join(wire.heard).endswith(b"z")
-        assert site.lookout.looks == int(resting)
+        assert site.lookout.looks == looks
 
 
 async def test_there_is_no_epoll(mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,3 +469,37 @@ async def test_a_stream_waits_by_itself_again(mock_clock: MockClock) -> None:
         assert site.lookout.looks == 1
         near.close()
         far.close()
+
+
+async def test_of_what_is_long_only_the_first_piece_may_be_late(mock_clock: MockClock) -> None:
+    async with watching(mock_clock) as site, trio.open_nursery() as nursery:
+        near, far = await shared_pair(site.lookout)
+        heard: list[int] = []
+
+        async def read() -> None:
+            while data := await near.receive_next(8000):
+                heard.append(len(data))
+
+        async def say(size: int) -> None:
+            far.send_now(b"x" * size)
+            await wait_all_tasks_blocked()
+
+        nursery.start_soon(read)
+        await wait_all_tasks_blocked()
+        for _ in range(5):
+            await say(100)
+        await say(5000)
+        assert heard == [100] * 5
+        await site.pass_time(0.1001)
+        looks = site.lookout.looks
+        for size in (5000, 7000, 5000, 200):
+            await say(size)
+        assert heard[5:] == [5000, 5000, 7000, 5000, 200]
+        assert site.lookout.looks == looks
+        await say(100)
+        assert heard[10:] == []
+        await site.pass_time(0.1001)
+        assert heard[10:] == [100]
+        far.close()
+        await site.pass_time(0.1001)
+        near.close()
