@@ -28,7 +28,7 @@ class Lookout:
     While nobody runs it, and where there is no epoll, each socket is waited for by itself.
 
     Attributes:
-        looks: how often it has looked, ever.
+        looks: how often it has looked and found something, ever.
     """
 
     def __init__(self) -> None:
@@ -112,16 +112,23 @@ class Lookout:
         full = trio.current_time()  # when as much is saved up as may be
         while True:
             soonest = full - _SPARE
+            # Before something comes: to be woken for the first of much is once too often.
             if not self._requests and trio.current_time() < soonest:
                 with trio.CancelScope(deadline=soonest) as self._rest:
                     await trio.sleep_forever()
                 self._rest = None
-            await trio.lowlevel.wait_readable(epoll.fileno())
-            self.looks += 1
-            for handle, _ in epoll.poll(0, len(self._waiting) + 1):
-                self._wake(handle)
+            if not self._look(epoll):  # where something is there by now, to wait is a turn too much
+                await trio.lowlevel.wait_readable(epoll.fileno())
+                self._look(epoll)
             now = trio.current_time()
             full = min(max(full, now), now + _SPARE) + _INTERVAL
+
+    def _look(self, epoll: select.epoll) -> bool:
+        ready = epoll.poll(0, len(self._waiting) + 1)
+        for handle, _ in ready:
+            self._wake(handle)
+        self.looks += bool(ready)
+        return bool(ready)
 
     def _wake(self, handle: int) -> None:
         if (task := self._waiting.pop(handle, None)) is not None:
