@@ -86,7 +86,7 @@ class Site:
         assert wire.heard[-1] == b"-" * 5
         wire.heard.clear()
 
-    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128
         """Runs the lookout."""
         with self.running:
             await self.lookout.run(task_status=task_status)
