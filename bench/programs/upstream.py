@@ -214,16 +214,17 @@ class Server:
             b"\r\n\r\n3\r\n:\n\n\r\n",
         )
         if self.ping and not known:
-            # Spread over the interval, as those of clients that came one after the other.
-            self.idents += 1
-            phase = self.ping * ((self.idents * 0.618034) % 1.0)
-            heapq.heappush(self.due, (time.monotonic() + phase, session))
+            # Spread evenly over the interval, whenever the sessions were opened: pings that come
+            # together are cheaper, and how many do would depend on what the machine did then.
+            phase = self.ping * ((len(self.streams) * 0.618034) % 1.0)
+            now = time.monotonic()
+            heapq.heappush(self.due, (now + (phase - now) % self.ping, session))
 
     def ping_those_due(self) -> None:
         """Pings every session whose time it is."""
         now = time.monotonic()
         while self.due and self.due[0][0] <= now:
-            _, session = heapq.heappop(self.due)
+            due, session = heapq.heappop(self.due)
             connection = self.streams.get(session)
             if connection is None:
                 continue
@@ -232,7 +233,7 @@ class Server:
             data = b'data: {"jsonrpc":"2.0","id":%d,"method":"ping"}\n\n' % self.idents
             self.asked[session, self.idents] = time.monotonic()
             self.push(connection, b"%x\r\n%b\r\n" % (len(data), data))
-            heapq.heappush(self.due, (now + self.ping, session))
+            heapq.heappush(self.due, (due + self.ping, session))
 
     def send(
         self,

@@ -2,9 +2,10 @@
 
 An idle router is woken by pings, each for one of many sessions, and finds the processor's caches
 cold every time; that costs more than what there is to be done. So where more than ten things come
-in a second, streams on which hardly anything comes are looked at together, ten times a second. Must
-not know what comes on them, nor what a request is: it is only told that one is being made, as
-nothing may be late meanwhile.
+in a second, streams on which hardly anything comes are looked at together, ten times a second. A
+connection that ends is seen at once all the same: until its stream is opened again, a ping is lost.
+Must not know what comes, nor what a request is: it is only told that one is being made, as nothing
+may be late meanwhile.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Lookout:
 
     def __init__(self) -> None:
         self.looks = 0
-        self._epoll: select.epoll | None = None
+        self._things: select.epoll | None = None
+        self._ends: select.epoll | None = None
+        self._over: set[int] = set()  # whose connection has ended
         self._waiting: dict[int, trio.lowlevel.Task] = {}
         self._requests = 0
         self._rest: trio.CancelScope | None = None
@@ -48,13 +51,13 @@ class Lookout:
         if not hasattr(select, "epoll"):
             task_status.started()
             await trio.sleep_forever()
-        with select.epoll() as epoll:
-            self._epoll = epoll
+        with select.epoll() as things, select.epoll() as ends:
+            self._things, self._ends = things, ends
             task_status.started()
             try:
-                await self._look_out(epoll)
+                await self._look_out(things, ends)
             finally:
-                self._epoll = None
+                self._things = self._ends = None
                 for handle in list(self._waiting):
                     self._wake(handle)
 
@@ -70,8 +73,8 @@ class Lookout:
         Raises:
             trio.BusyResourceError: somebody waits for it already.
         """
-        epoll = self._epoll
-        if epoll is None:
+        things, ends = self._things, self._ends
+        if things is None or ends is None or handle in self._over:
             await trio.lowlevel.wait_readable(handle)
             return
         if handle in self._waiting:
@@ -79,9 +82,10 @@ class Lookout:
         # Once only, so that what nobody reads yet does not wake the router over and over.
         wanted = select.EPOLLIN | select.EPOLLONESHOT
         try:
-            epoll.modify(handle, wanted)
+            things.modify(handle, wanted)
         except FileNotFoundError:  # new, or a number that is used again
-            epoll.register(handle, wanted)
+            things.register(handle, wanted)
+            ends.register(handle, select.EPOLLRDHUP | select.EPOLLET)
         self._waiting[handle] = trio.lowlevel.current_task()
 
         def leave(_: object) -> trio.lowlevel.Abort:
@@ -93,9 +97,11 @@ class Lookout:
 
     def forget(self, handle: int) -> None:
         """Wakes who waits for a file that is about to be closed; never waits."""
-        if self._epoll is not None:
-            with contextlib.suppress(OSError):
-                self._epoll.unregister(handle)
+        for epoll in (self._things, self._ends):
+            if epoll is not None:
+                with contextlib.suppress(OSError):
+                    epoll.unregister(handle)
+        self._over.discard(handle)
         self._wake(handle)
 
     def begin(self) -> None:
@@ -108,23 +114,31 @@ class Lookout:
         """Takes note of the end of a request."""
         self._requests -= 1
 
-    async def _look_out(self, epoll: select.epoll) -> None:
+    async def _look_out(self, things: select.epoll, ends: select.epoll) -> None:
         full = trio.current_time()  # when as much is saved up as may be
         while True:
             soonest = full - _SPARE
             # Before something comes: to be woken for the first of much is once too often.
             if not self._requests and trio.current_time() < soonest:
                 with trio.CancelScope(deadline=soonest) as self._rest:
-                    await trio.sleep_forever()
+                    await self._see_ends(ends)
                 self._rest = None
-            if not self._look(epoll):  # where something is there by now, to wait is a turn too much
-                await trio.lowlevel.wait_readable(epoll.fileno())
-                self._look(epoll)
+            # Where something is there by now, to wait is a turn too much.
+            if not self._look(things):
+                await trio.lowlevel.wait_readable(things.fileno())
+                self._look(things)
             now = trio.current_time()
             full = min(max(full, now), now + _SPARE) + _INTERVAL
 
-    def _look(self, epoll: select.epoll) -> bool:
-        ready = epoll.poll(0, len(self._waiting) + 1)
+    async def _see_ends(self, ends: select.epoll) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(ends.fileno())
+            for handle, _ in ends.poll(0, len(self._waiting) + 1):
+                self._over.add(handle)
+                self._wake(handle)
+
+    def _look(self, things: select.epoll) -> bool:
+        ready = things.poll(0, len(self._waiting) + 1)
         for handle, _ in ready:
             self._wake(handle)
         self.looks += bool(ready)

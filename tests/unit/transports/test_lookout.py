@@ -297,6 +297,24 @@ async def test_what_nobody_reads_wakes_the_router_once(mock_clock: MockClock) ->
             mock_clock.jump(1)
 
 
+async def test_an_end_is_seen_at_once_however_much_comes(mock_clock: MockClock) -> None:
+    """A server that pings while the stream is not open again gets no answer."""
+    async with watching(mock_clock) as site:
+        [talks, ends, says_goodbye] = await site.wires_up(3)
+        await site.use_up(talks)
+        await talks.say(b"x")
+        assert talks.heard == []
+        ends.far.close()
+        says_goodbye.far.send(b"bye")
+        says_goodbye.far.close()
+        await wait_all_tasks_blocked()
+        assert ends.heard == [b""]
+        assert says_goodbye.heard == [b"bye", b""]
+        assert talks.heard == []
+        await site.pass_time(0.1001)
+        assert talks.heard == [b"x"]
+
+
 async def test_the_far_end_is_closed(mock_clock: MockClock) -> None:
     async with watching(mock_clock) as site:
         [wire] = await site.wires_up(1)
@@ -305,12 +323,16 @@ async def test_the_far_end_is_closed(mock_clock: MockClock) -> None:
         assert wire.heard == [b""]
 
 
+@pytest.mark.parametrize("resting", [True, False])
 @pytest.mark.parametrize("told", [True, False])
-async def test_a_number_is_used_again(mock_clock: MockClock, told: bool) -> None:
+async def test_a_number_is_used_again(mock_clock: MockClock, told: bool, resting: bool) -> None:
     async with watching(mock_clock) as site:
-        [old] = await site.wires_up(1)
+        [old, talks] = await site.wires_up(2)
+        if resting:
+            await site.use_up(talks)
         old.far.close()
         await wait_all_tasks_blocked()
+        assert old.heard == [b""]
         number = old.near.fileno()
         if told:
             site.lookout.forget(number)
@@ -322,6 +344,8 @@ async def test_a_number_is_used_again(mock_clock: MockClock, told: bool) -> None
         new.near.setblocking(False)
         site.nursery.start_soon(new.hear, site.lookout)
         await site.pass_time(0.1001)
+        # Unless it was told, it may take the new one for the old one, whose end it has seen.
+        assert site.lookout.waiting == (1 if resting and not told else 2)
         await new.say(b"x")
         await site.pass_time(0.1001)
         assert new.heard == [b"x"]
