@@ -55,9 +55,13 @@ class Discreet:
     __struct_fields__: ClassVar[tuple[str, ...]]
     unsaid: ClassVar[tuple[str, ...]] = ()
 
-    def __repr__(self) -> str:
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """What rich shows of it; a struct's own would show everything."""
         said = (name for name in self.__struct_fields__ if name not in self.unsaid)
-        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in said)
+        return [(name, getattr(self, name)) for name in said]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
         return f"{type(self).__name__}({shown})"
 
 

@@ -65,6 +65,7 @@ class Server:
         self.epoll.register(self.listener.fileno(), select.EPOLLIN)
         self.connections: dict[int, Connection] = {}
         self.ping = ping
+        self.began = time.monotonic()
         self.results = {f"{kind}_{n}": sized(n) for kind in ("json", "sse") for n in SIZES}
         tools = [described(name) for name in self.results]
         tools += [described(f"tool_{number:04}") for number in range(extra)]
@@ -218,7 +219,8 @@ class Server:
             # together are cheaper, and how many do would depend on what the machine did then.
             phase = self.ping * ((len(self.streams) * 0.618034) % 1.0)
             now = time.monotonic()
-            heapq.heappush(self.due, (now + (phase - now) % self.ping, session))
+            passed = now - self.began  # not the clock's: two servers must not ping in step
+            heapq.heappush(self.due, (now + (phase - passed) % self.ping, session))
 
     def ping_those_due(self) -> None:
         """Pings every session whose time it is."""

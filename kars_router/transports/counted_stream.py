@@ -52,6 +52,10 @@ class CountedStream(trio.abc.Stream):
 
     def share_waits(self, lookout: Lookout | None) -> None:
         """From the next time on, wait together with others for what comes; None: no longer."""
+        handle = self.socket.fileno()
+        if self._lookout is not None and handle >= 0:
+            # Also where nobody waits: it must not take the next file of this number for this one.
+            self._lookout.forget(handle)
         self._lookout = lookout
         self._wait_readable = (
             trio.lowlevel.wait_readable if lookout is None else partial(self._wait_by, lookout)
@@ -150,10 +154,8 @@ class CountedStream(trio.abc.Stream):
 
     def _leave_lookout(self) -> None:
         # Trio tells its own waiters only. Those of the lookout find it closed when they run.
-        lookout = self._lookout
-        if lookout is not None:
+        if self._lookout is not None:
             self.share_waits(None)
-            lookout.forget(self.socket.fileno())
 
     def _broken(self, exc: OSError) -> Exception:
         if self.socket.fileno() < 0:

@@ -16,11 +16,16 @@ from typing import Final
 
 import trio
 
+from kars_router.telemetry import log
+
 # Between two looks, if more comes than that; what comes waits at most as long.
 _INTERVAL: Final = 0.1
 # Intervals in which it did not look are saved up, enough for five looks in a row. So where little
 # comes nothing waits, and no timer wakes the router as well.
 _SPARE: Final = 4.5 * _INTERVAL
+# Each once only, so that what nobody reads yet does not wake the router over and over.
+_ANYTHING: Final = getattr(select, "EPOLLIN", 0) | getattr(select, "EPOLLONESHOT", 0)
+_END: Final = getattr(select, "EPOLLRDHUP", 0) | getattr(select, "EPOLLET", 0)
 
 
 class Lookout:
@@ -58,6 +63,7 @@ class Lookout:
                 await self._look_out(things, ends)
             finally:
                 self._things = self._ends = None
+                self._over.clear()
                 for handle in list(self._waiting):
                     self._wake(handle)
 
@@ -79,13 +85,17 @@ class Lookout:
             return
         if handle in self._waiting:
             raise trio.BusyResourceError("another task waits for this file")
-        # Once only, so that what nobody reads yet does not wake the router over and over.
-        wanted = select.EPOLLIN | select.EPOLLONESHOT
         try:
-            things.modify(handle, wanted)
+            things.modify(handle, _ANYTHING)
         except FileNotFoundError:  # new, or a number that is used again
-            things.register(handle, wanted)
-            ends.register(handle, select.EPOLLRDHUP | select.EPOLLET)
+            try:
+                ends.register(handle, _END)
+                things.register(handle, _ANYTHING)
+            except OSError as error:  # the system watches as much as it wants to, for one
+                log().warning("not_waited_for_together", error=str(error))
+                self.forget(handle)
+                await trio.lowlevel.wait_readable(handle)
+                return
         self._waiting[handle] = trio.lowlevel.current_task()
 
         def leave(_: object) -> trio.lowlevel.Abort:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from rich.pretty import pretty_repr
 
 from kars_router.model import CallOutcome, Discreet, Fate, ToolCall
 from kars_router.session.pending import Pending
@@ -29,6 +30,8 @@ REST = "message='', retryable=False, reset=None, retry_after=None"
 )
 def test_a_value_on_its_way_does_not_show_what_is_said_with_it(value: Discreet, said: str) -> None:
     assert repr(value) == said
+    shown = pretty_repr(value, max_width=1000)  # a traceback of rich, for one
+    assert shown == said
 
 
 async def test_nor_does_a_request_that_was_sent() -> None:

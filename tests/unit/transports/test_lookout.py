@@ -1,114 +1,21 @@
-"""The common wait for silent sockets, on a clock that only the test puts forward.
-
-What one end of a socket pair sends is at once readable at the other, so once all tasks wait,
-whatever was going to happen without the passing of time has happened.
-"""
+"""The common wait for silent sockets."""
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from functools import partial
+from typing import Self
 
 import pytest
 import trio
-import trio.testing
-from attrs import define, field
 from trio.testing import MockClock, wait_all_tasks_blocked
+from unit.transports.lookout_kit import Site, Wire, needs_epoll, some_turns, watching
 
-from kars_router.transports.counted_stream import CountedStream
 from kars_router.transports.lookout import Lookout
 
-needs_epoll = pytest.mark.skipif(not hasattr(select, "epoll"), reason="there is no epoll")
 pytestmark = [needs_epoll, pytest.mark.usefixtures("mock_clock")]
-
-
-@define(eq=False)
-class Wire:
-    """A socket pair: a task reads from one end, the test writes into the other."""
-
-    near: socket.socket
-    far: socket.socket
-    heard: list[bytes] = field(factory=list)
-
-    async def hear(self, lookout: Lookout) -> None:
-        """Reads what comes, until the far end is closed."""
-        while not self.heard or self.heard[-1]:
-            await lookout.wait_readable(self.near.fileno())
-            with suppress(BlockingIOError):
-                self.heard.append(self.near.recv(100))
-
-    async def say(self, data: bytes) -> None:
-        """Sends something, and waits until nothing more happens at this time."""
-        self.far.send(data)
-        await wait_all_tasks_blocked()
-
-    def close(self) -> None:
-        """Closes both ends."""
-        self.near.close()
-        self.far.close()
-
-
-@define(eq=False)
-class Site:
-    """A lookout that is run, and what it watches."""
-
-    lookout: Lookout
-    nursery: trio.Nursery
-    clock: MockClock
-    running: trio.CancelScope = field(factory=trio.CancelScope)
-    wires: list[Wire] = field(factory=list)
-
-    async def wires_up(self, count: int) -> list[Wire]:
-        """Opens wires that are listened to."""
-        made = [Wire(*socket.socketpair()) for _ in range(count)]
-        self.wires += made
-        for wire in made:
-            wire.near.setblocking(False)
-            self.nursery.start_soon(wire.hear, self.lookout)
-        await wait_all_tasks_blocked()
-        return made
-
-    async def pass_time(self, seconds: float) -> None:
-        """Puts the clock forward, and waits until nothing more happens then."""
-        self.clock.jump(seconds)
-        await wait_all_tasks_blocked()
-
-    async def use_up(self, wire: Wire) -> None:
-        """Has it look as often as it does without an interval; it has just looked then."""
-        for _ in range(10):
-            await wire.say(b"-")
-        assert wire.heard[-5:] == [b"-"] * 5
-        await self.pass_time(0.0501)
-        assert wire.heard[-1] == b"-" * 5
-        wire.heard.clear()
-
-    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128
-        """Runs the lookout."""
-        with self.running:
-            await self.lookout.run(task_status=task_status)
-
-
-@asynccontextmanager
-async def watching(clock: MockClock) -> AsyncIterator[Site]:
-    async with trio.open_nursery() as nursery:
-        site = Site(Lookout(), nursery, clock)
-        await nursery.start(site.run)
-        try:
-            yield site
-        finally:
-            nursery.cancel_scope.cancel()
-            for wire in site.wires:
-                wire.close()
-
-
-async def some_turns() -> None:
-    """Lets the other tasks run, also those that would never come to rest."""
-    for _ in range(20):
-        await trio.lowlevel.checkpoint()
 
 
 # --- When it looks -------------------------------------------------------------------------------
@@ -418,112 +325,41 @@ async def test_there_is_no_epoll(mock_clock: MockClock, monkeypatch: pytest.Monk
         assert site.lookout.looks == 0
 
 
-# --- A stream that waits so ----------------------------------------------------------------------
-
-
-async def shared_pair(lookout: Lookout) -> tuple[CountedStream, CountedStream]:
-    made = []
-    for end in socket.socketpair():
-        stream = CountedStream(trio.SocketStream(trio.socket.from_stdlib_socket(end)))
-        stream.share_waits(lookout)
-        made.append(stream)
-    return made[0], made[1]
-
-
-async def test_a_stream_that_shares_its_waits_is_a_stream_in_every_respect(
-    mock_clock: MockClock,
+@pytest.mark.parametrize("register", [1, 2])
+async def test_what_the_system_will_not_watch_is_waited_for_by_itself(
+    mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch, register: int
 ) -> None:
+    asked = 0
+
+    class Full:
+        """An epoll that has no room once."""
+
+        def __init__(self) -> None:
+            self._real = real()
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._real, name)
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self._real.close()
+
+        def register(self, handle: int, wanted: int) -> None:
+            nonlocal asked
+            asked += 1
+            if asked == register:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self._real.register(handle, wanted)
+
+    real = select.epoll
+    monkeypatch.setattr(select, "epoll", Full)
     async with watching(mock_clock) as site:
-        site.lookout.begin()  # as nobody puts the clock forward
-        await trio.testing.check_two_way_stream(partial(shared_pair, site.lookout), None)
-        assert site.lookout.looks
-
-
-@pytest.mark.parametrize("how", ["close", "aclose", "forcefully"])
-@pytest.mark.parametrize("reader", ["receive_next", "receive_some"])
-async def test_a_stream_is_closed_under_its_reader(
-    mock_clock: MockClock, how: str, reader: str
-) -> None:
-    async with watching(mock_clock) as site, trio.open_nursery() as nursery:
-        near, far = await shared_pair(site.lookout)
-        ended = trio.Event()
-
-        async def read() -> None:
-            with pytest.raises(trio.ClosedResourceError):
-                await (near.receive_some() if reader == "receive_some" else near.receive_next(9))
-            ended.set()
-
-        nursery.start_soon(read)
-        await wait_all_tasks_blocked()
-        for _ in range(2):  # it may be done twice
-            if how == "close":
-                near.close()
-            elif how == "aclose":
-                await near.aclose()
-            else:
-                await trio.aclose_forcefully(near)
-        await wait_all_tasks_blocked()
-        assert ended.is_set()
-        with pytest.raises(trio.ClosedResourceError):
-            await near.receive_next(100)
-        nursery.cancel_scope.cancel()
-        far.close()
-
-
-async def test_a_stream_waits_by_itself_again(mock_clock: MockClock) -> None:
-    async with watching(mock_clock) as site, trio.open_nursery() as nursery:
-        near, far = await shared_pair(site.lookout)
-        heard: list[bytes] = []
-
-        async def read() -> None:
-            heard.append(await near.receive_next(100))
-
-        nursery.start_soon(read)
-        await wait_all_tasks_blocked()
-        far.send_now(b"one")
-        await wait_all_tasks_blocked()
-        assert heard == [b"one"]
-        assert site.lookout.looks == 1
-        near.share_waits(None)
-        nursery.start_soon(read)
-        await wait_all_tasks_blocked()
-        far.send_now(b"two")
-        await wait_all_tasks_blocked()
-        assert heard == [b"one", b"two"]
-        assert site.lookout.looks == 1
-        near.close()
-        far.close()
-
-
-async def test_of_what_is_long_only_the_first_piece_may_be_late(mock_clock: MockClock) -> None:
-    async with watching(mock_clock) as site, trio.open_nursery() as nursery:
-        near, far = await shared_pair(site.lookout)
-        heard: list[int] = []
-
-        async def read() -> None:
-            while data := await near.receive_next(8000):
-                heard.append(len(data))
-
-        async def say(size: int) -> None:
-            far.send_now(b"x" * size)
-            await wait_all_tasks_blocked()
-
-        nursery.start_soon(read)
-        await wait_all_tasks_blocked()
-        for _ in range(5):
-            await say(100)
-        await say(5000)
-        assert heard == [100] * 5
-        await site.pass_time(0.1001)
-        looks = site.lookout.looks
-        for size in (5000, 7000, 5000, 200):
-            await say(size)
-        assert heard[5:] == [5000, 5000, 7000, 5000, 200]
-        assert site.lookout.looks == looks
-        await say(100)
-        assert heard[10:] == []
-        await site.pass_time(0.1001)
-        assert heard[10:] == [100]
-        far.close()
-        await site.pass_time(0.1001)
-        near.close()
+        [wire] = await site.wires_up(1)
+        assert site.lookout.waiting == 0
+        await wire.say(b"x")  # and then there is space again
+        assert wire.heard == [b"x"]
+        assert site.lookout.waiting == 1
+        await wire.say(b"y")
+        assert wire.heard == [b"x", b"y"]
