@@ -1,8 +1,8 @@
 """Waiting for many silent sockets at once, so that what comes on them shares wake-ups.
 
 An idle router is woken by pings, each for one of many sessions, and finds the processor's caches
-cold every time; that costs more than what there is to be done. So where more than ten things come
-in a second, streams on which hardly anything comes are looked at together, ten times a second. A
+cold every time; that costs more than what there is to be done. So where more than five things come
+in a second, streams on which hardly anything comes are looked at together, five times a second. A
 connection that ends is seen at once all the same: until its stream is opened again, a ping is lost.
 Must not know what comes, nor what a request is: it is only told that one is being made, as nothing
 may be late meanwhile.
@@ -19,7 +19,7 @@ import trio
 from kars_router.telemetry import log
 
 # Between two looks, if more comes than that; what comes waits at most as long.
-_INTERVAL: Final = 0.1
+_INTERVAL: Final = 0.2
 # Intervals in which it did not look are saved up, enough for five looks in a row. So where little
 # comes nothing waits, and no timer wakes the router as well.
 _SPARE: Final = 4.5 * _INTERVAL

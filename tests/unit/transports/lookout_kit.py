@@ -77,7 +77,7 @@ class Site:
         for _ in range(10):
             await wire.say(b"-")
         assert wire.heard[-5:] == [b"-"] * 5
-        await self.pass_time(0.0501)
+        await self.pass_time(0.1002)
         assert wire.heard[-1] == b"-" * 5
         wire.heard.clear()
 

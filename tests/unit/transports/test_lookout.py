@@ -27,7 +27,7 @@ async def test_what_comes_rarely_is_seen_at_once_and_with_one_look(mock_clock: M
         for number in range(1, 30):
             await wire.say(b"x")
             assert len(wire.heard) == site.lookout.looks == number
-            await site.pass_time(0.101)
+            await site.pass_time(0.202)
         assert site.lookout.looks == 29
 
 
@@ -38,7 +38,7 @@ async def test_a_few_things_at_a_time_are_seen_at_once_too(mock_clock: MockClock
             for number in range(1, 6):
                 await wire.say(b"x")
                 assert len(wire.heard) == time * 5 + number
-            await site.pass_time(0.501)
+            await site.pass_time(1.002)
 
 
 async def test_what_comes_after_many_waits_for_the_rest_of_an_interval(
@@ -48,11 +48,11 @@ async def test_what_comes_after_many_waits_for_the_rest_of_an_interval(
         [wire, other] = await site.wires_up(2)
         await site.pass_time(3600)  # in which not more is saved up
         await site.use_up(wire)
-        await site.pass_time(0.04)
+        await site.pass_time(0.08)
         await other.say(b"y")
-        await site.pass_time(0.05)
+        await site.pass_time(0.1)
         assert other.heard == []
-        await site.pass_time(0.011)
+        await site.pass_time(0.022)
         assert other.heard == [b"y"]
 
 
@@ -64,8 +64,8 @@ async def test_what_comes_within_an_interval_shares_a_look(mock_clock: MockClock
         for look in range(1, 11):
             for wire in wires:
                 await wire.say(b"x")
-                await site.pass_time(0.0032)
-            await site.pass_time(0.0041)
+                await site.pass_time(0.0064)
+            await site.pass_time(0.0082)
             assert {len(wire.heard) for wire in wires} == {look}
             assert site.lookout.looks == before + look
 
@@ -75,11 +75,11 @@ async def test_while_nothing_comes_it_sleeps(mock_clock: MockClock) -> None:
         [wire] = await site.wires_up(1)
         for _ in range(8):
             await wire.say(b"x")
-        await site.pass_time(0.101)
-        await site.pass_time(0.101)
+        await site.pass_time(0.202)
+        await site.pass_time(0.202)
         looks = site.lookout.looks
         for _ in range(20):
-            await site.pass_time(0.101)
+            await site.pass_time(0.202)
         assert site.lookout.looks == looks
         await wire.say(b"y")
         assert wire.heard[-1] == b"y"
@@ -90,13 +90,13 @@ async def test_nothing_waits_longer_than_an_interval_whenever_it_comes(
 ) -> None:
     async with watching(mock_clock) as site:
         noise, wire = await site.wires_up(2)
-        gaps = [0.0, 0.01, 0.09, 0.1, 0.11, 0.19, 0.05, 0.3, 0.02, 0.0]
+        gaps = [0.0, 0.02, 0.18, 0.2, 0.22, 0.38, 0.1, 0.6, 0.04, 0.0]
         for number, gap in enumerate(gaps * 3, 1):
             for _ in range(3):
                 await noise.say(b"-")
                 await site.pass_time(gap)
             await wire.say(b"x")
-            await site.pass_time(0.1001)
+            await site.pass_time(0.2002)
             assert len(wire.heard) == number
 
 
@@ -117,7 +117,7 @@ async def test_while_a_request_is_made_everything_is_seen_at_once(mock_clock: Mo
         assert len(wire.heard) == 60
         await wire.say(b"x")
         assert len(wire.heard) == 60
-        await site.pass_time(0.1001)  # there is no debt to be paid
+        await site.pass_time(0.2002)  # there is no debt to be paid
         assert len(wire.heard) == 61
 
 
@@ -126,7 +126,7 @@ async def test_a_request_that_begins_ends_the_waiting(mock_clock: MockClock) -> 
         [wire] = await site.wires_up(1)
         for _ in range(3):
             await site.use_up(wire)
-            await site.pass_time(0.03)
+            await site.pass_time(0.06)
             await wire.say(b"y")
             assert wire.heard == []
             site.lookout.begin()
@@ -139,7 +139,7 @@ async def test_a_request_that_begins_ends_the_waiting(mock_clock: MockClock) -> 
             assert wire.heard.pop() == b"z"
             await wire.say(b"again")
             assert wire.heard == []
-            await site.pass_time(0.1001)
+            await site.pass_time(0.2002)
             assert wire.heard.pop() == b"again"
             await site.pass_time(3600)
 
@@ -171,7 +171,7 @@ async def test_who_was_cancelled_is_forgotten(mock_clock: MockClock) -> None:
         assert scope.cancelled_caught
         await wire.say(b"x")  # nobody hears it
         site.nursery.start_soon(wire.hear, site.lookout)
-        await site.pass_time(0.1001)
+        await site.pass_time(0.2002)
         assert wire.heard == [b"x"]
 
 
@@ -218,7 +218,7 @@ async def test_an_end_is_seen_at_once_however_much_comes(mock_clock: MockClock) 
         assert ends.heard == [b""]
         assert says_goodbye.heard == [b"bye", b""]
         assert talks.heard == []
-        await site.pass_time(0.1001)
+        await site.pass_time(0.2002)
         assert talks.heard == [b"x"]
 
 
@@ -250,14 +250,14 @@ async def test_a_number_is_used_again(mock_clock: MockClock, told: bool, resting
         site.wires.append(new)
         new.near.setblocking(False)
         site.nursery.start_soon(new.hear, site.lookout)
-        await site.pass_time(0.1001)
+        await site.pass_time(0.2002)
         # Unless it was told, it may take the new one for the old one, whose end it has seen.
         assert site.lookout.waiting == (1 if resting and not told else 2)
         await new.say(b"x")
-        await site.pass_time(0.1001)
+        await site.pass_time(0.2002)
         assert new.heard == [b"x"]
         new.far.close()
-        await site.pass_time(0.1001)
+        await site.pass_time(0.2002)
         assert new.heard == [b"x", b""]
 
 

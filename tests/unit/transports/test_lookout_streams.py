@@ -109,7 +109,7 @@ async def test_a_stream_that_has_ended_leaves_its_number_to_the_next(
         nursery.start_soon(read, near)
         await wait_all_tasks_blocked()
         far.close()
-        await site.pass_time(0.1001)
+        await site.pass_time(0.2002)
         assert heard == [b""]
         number = near.socket.fileno()
         near.share_waits(None)  # its response is complete
@@ -144,7 +144,7 @@ async def test_of_what_is_long_only_the_first_piece_may_be_late(mock_clock: Mock
             await say(100)
         await say(5000)
         assert heard == [100] * 5
-        await site.pass_time(0.1001)
+        await site.pass_time(0.2002)
         looks = site.lookout.looks
         for size in (5000, 7000, 5000, 200):
             await say(size)
@@ -152,8 +152,8 @@ async def test_of_what_is_long_only_the_first_piece_may_be_late(mock_clock: Mock
         assert site.lookout.looks == looks
         await say(100)
         assert heard[10:] == []
-        await site.pass_time(0.1001)
+        await site.pass_time(0.2002)
         assert heard[10:] == [100]
         far.close()
-        await site.pass_time(0.1001)
+        await site.pass_time(0.2002)
         near.close()
