@@ -144,7 +144,7 @@ class Metrics:
         )
         self.pong_seconds = Histogram(
             "kars_pong_seconds",
-            "From a ping's arrival until its answer was sent.",
+            "From when a ping was read until its answer was sent.",
             ["server"],
             buckets=_BUCKETS,
             registry=registry,
