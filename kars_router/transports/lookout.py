@@ -44,6 +44,7 @@ class Lookout:
         self._over: set[int] = set()  # whose connection has ended
         self._waiting: dict[int, trio.lowlevel.Task] = {}
         self._requests = 0
+        self._refused = False  # whether the system has refused to watch one, which is logged once
         self._rest: trio.CancelScope | None = None
 
     @property
@@ -92,7 +93,9 @@ class Lookout:
                 ends.register(handle, _END)
                 things.register(handle, _ANYTHING)
             except OSError as error:  # the system watches as much as it wants to, for one
-                log().warning("not_waited_for_together", error=str(error))
+                if not self._refused:
+                    log().warning("not_waited_for_together", error=str(error))
+                self._refused = True
                 self.forget(handle)
                 await trio.lowlevel.wait_readable(handle)
                 return
